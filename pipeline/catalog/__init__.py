@@ -1,0 +1,1 @@
+"""What is released: tiers, targets, recipes, golden prompts, thresholds and costs. No I/O."""

@@ -1,0 +1,149 @@
+"""What makes a release acceptable, once its signature holds.
+
+Rules, in this order: release line, signer's tag, name it was fetched under, channel pointer, other statements of the
+same release, rollback and equivocation against what was seen before, expiry against a clock that never runs back.
+Everything is an argument; a decision or a TrustError comes out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from pipeline.errors import Refusal, TrustError
+from pipeline.manifest import oms, pointer, provenance, statement
+from pipeline.manifest.dsse import Opened, Opener
+from pipeline.manifest.pointer import PointerPredicate
+from pipeline.manifest.statement import Manifest
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a consumer remembers, on storage the registry cannot write; `time` is in seconds since 1970 (UTC)."""
+
+    version: int = 0
+    digest: str = ""
+    serials: dict[str, int] = field(default_factory=dict)
+    pointers: dict[str, str] = field(default_factory=dict)
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class Bundles:
+    """The signed statements of one release, as stored: manifest, SLSA provenance, one OMS signature a variant."""
+
+    manifest: bytes
+    provenance: bytes
+    variants: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A release that may be used; `digest` pins the manifest, `seen` is to be remembered."""
+
+    manifest: Manifest
+    digest: str
+    seen: Seen
+    pointer: PointerPredicate | None = None
+
+
+def accept_pointer(
+    bundle: bytes, *, opener: Opener, line: str, channel: str, serial: int, seen: Seen
+) -> tuple[PointerPredicate, Seen]:
+    """Return a channel's pointer and what to remember of it.
+
+    Args:
+        serial: under which the registry stored the pointer.
+
+    Raises:
+        TrustError: the signature's refusals, SWAPPED, ROLLBACK (older than one seen), or EQUIVOCATION (the same
+            serial with other content).
+    """
+    opened = opener(bundle)
+    found = pointer.parse(opened.payload)
+    if (found.line, found.channel, found.serial) != (line, channel, serial):
+        stored, inside = f"{line}/{channel} {serial}", f"{found.line}/{found.channel} {found.serial}"
+        raise TrustError(Refusal.SWAPPED, f"the pointer stored as {stored} is for {inside}")
+    _check_tag(opened, found.tag)
+    last = seen.serials.get(channel, 0)
+    if serial < last:
+        raise TrustError(Refusal.ROLLBACK, f"rollback: channel {channel} shows serial {serial}, but {last} was seen")
+    digest = statement.digest(opened.payload)
+    if serial == last and digest != seen.pointers.get(channel):
+        raise TrustError(Refusal.EQUIVOCATION, f"channel {channel} has two different pointers with serial {serial}")
+    return found, replace(seen, serials={**seen.serials, channel: serial}, pointers={**seen.pointers, channel: digest})
+
+
+def accept_release(
+    bundles: Bundles,
+    *,
+    opener: Opener,
+    line: str,
+    version: int,
+    seen: Seen,
+    now: datetime,
+    pointer: PointerPredicate | None = None,
+    allow_rollback: bool = False,
+) -> Accepted:
+    """Return the release if every rule holds.
+
+    Args:
+        version: under which the registry stored the release.
+        pointer: an accepted pointer that led here; its `rollback` permits an older version than seen.
+        allow_rollback: the user named an older version and means it.
+
+    Raises:
+        TrustError: see `Refusal`; nothing of the payload is used before its signature holds.
+    """
+    opened = opener(bundles.manifest)
+    manifest = statement.parse(opened.payload)
+    digest = statement.digest(opened.payload)
+    release = manifest.release
+    if (release.line, release.version) != (line, version):
+        raise TrustError(
+            Refusal.SWAPPED,
+            f"the manifest stored as {line} {version} is for {release.line} {release.version}",
+        )
+    _check_tag(opened, release.tag)
+    if pointer is not None and (pointer.version, pointer.manifest_sha256) != (version, digest):
+        raise TrustError(
+            Refusal.SWAPPED,
+            f"channel {pointer.channel} points to another manifest of {line} {pointer.version}",
+        )
+    _check_same_release(bundles, manifest, opener)
+    older_allowed = allow_rollback or (pointer is not None and pointer.rollback)
+    clock = max(now.timestamp(), seen.time)  # a board without a clock battery may wake up in the past
+    _check_history(version, digest, seen, older_allowed=older_allowed)
+    if clock >= manifest.expires.timestamp():
+        today = datetime.fromtimestamp(clock, UTC)
+        raise TrustError(
+            Refusal.EXPIRED,
+            f"release {line} {version} expired on {manifest.expires:%Y-%m-%d}, and it is {today:%Y-%m-%d}",
+            hint="publish or pull a newer release",
+        )
+    return Accepted(manifest, digest, replace(seen, version=version, digest=digest, time=clock), pointer)
+
+
+def _check_tag(opened: Opened, tag: str) -> None:
+    if opened.tag is not None and opened.tag != tag:
+        raise TrustError(Refusal.WRONG_SIGNER, f"it says tag {tag}, but was signed by a run for {opened.tag}")
+
+
+def _check_history(version: int, digest: str, seen: Seen, *, older_allowed: bool) -> None:
+    if version < seen.version and not older_allowed:
+        raise TrustError(
+            Refusal.ROLLBACK,
+            f"rollback: release {version} is older than {seen.version}, which was seen before",
+            hint="if you mean to go back, name the release and add --allow-rollback",
+        )
+    if version == seen.version and digest != seen.digest:
+        raise TrustError(Refusal.EQUIVOCATION, f"release {version} was seen before with other content")
+
+
+def _check_same_release(bundles: Bundles, manifest: Manifest, opener: Opener) -> None:
+    provenance.check_covers(opener(bundles.provenance).payload, manifest)
+    entries = {v.name: v for v in manifest.predicate.variants}
+    if set(bundles.variants) != set(entries):
+        raise TrustError(Refusal.MIXED, "the release's signatures and its variants differ")
+    for name, bundle in bundles.variants.items():
+        oms.check_covers(opener(bundle).payload, name, entries[name].files)

@@ -1,0 +1,175 @@
+"""The manifest: an in-toto Statement v1 with every file as subject and the release as predicate.
+
+Sources: in-toto Attestation Framework v1 (https://github.com/in-toto/attestation/tree/main/spec/v1).
+
+Rules: subjects and the variants' file lists say the same; names are safe and unique without regard to case; sizes are
+bounded before anything is parsed.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AwareDatetime, Field
+
+from pipeline.catalog.names import Channel, Target, Tier
+from pipeline.errors import Refusal, TrustError
+from pipeline.manifest.encoding import Record, Sha256, decode, sha256
+from pipeline.manifest.evidence import Evidence, File, Measurement
+from pipeline.manifest.names import safe_name
+
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+MANIFEST_TYPE: Final = "https://edge-release.dev/manifest/v1"
+MAX_BYTES = 8 << 20
+MAX_FILES = 10_000
+
+
+class Digest(Record):
+    """A digest set with the one algorithm used here."""
+
+    sha256: Sha256
+
+
+class Subject(Record):
+    """One file of the release; `name` is `<variant>/<file>`."""
+
+    name: str
+    digest: Digest
+
+
+class ReleaseName(Record):
+    """What this release is called and until when it may be used (UTC)."""
+
+    line: str
+    version: Annotated[int, Field(ge=1)]
+    tag: str
+    expires: AwareDatetime
+
+
+class Source(Record):
+    """What the release was built from; `modified` lists files that differed from `commit`."""
+
+    commit: str
+    modified: list[str]
+    lock_sha256: Sha256
+    teacher: str
+    teacher_sha256: Sha256
+    golden_sha256: Sha256
+
+
+class ModelConfig(Record):
+    """What a consumer must know to place and run the variant."""
+
+    architecture: str
+    parameters: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    context: int
+    tensor_parallel: int = 1
+
+
+class VariantEntry(Record):
+    """One variant: its files, how it was made, and the proof."""
+
+    name: str
+    tier: Tier
+    target: Target
+    format: Literal["gguf", "safetensors"]
+    files: Annotated[list[File], Field(min_length=1)]
+    recipe: dict[str, Any]
+    model: ModelConfig
+    evidence: list[Evidence]
+    measurements: list[Measurement]
+
+
+class Verdict(Record):
+    """The gate's decision; `channels` are those the evidence allows."""
+
+    passed: bool
+    reasons: list[str]
+    channels: list[Channel]
+    previous_version: int | None = None
+
+
+class Predicate(Record):
+    """The release itself."""
+
+    release: ReleaseName
+    source: Source
+    toolchain: dict[str, str]
+    variants: Annotated[list[VariantEntry], Field(min_length=1)]
+    gate: Verdict
+
+
+class Manifest(Record):
+    """The statement as a whole."""
+
+    type_: Annotated[Literal["https://in-toto.io/Statement/v1"], Field(alias="_type")]
+    predicate_type: Annotated[Literal["https://edge-release.dev/manifest/v1"], Field(alias="predicateType")]
+    subject: Annotated[list[Subject], Field(min_length=1, max_length=MAX_FILES)]
+    predicate: Predicate
+
+    @property
+    def release(self) -> ReleaseName:
+        return self.predicate.release
+
+    @property
+    def expires(self) -> datetime:
+        return self.predicate.release.expires
+
+    def files(self) -> dict[str, File]:
+        """Return every file by its subject name, `<variant>/<file>`."""
+        return {f"{v.name}/{f.name}": f for v in self.predicate.variants for f in v.files}
+
+    def variant(self, name: str) -> VariantEntry:
+        """Return the entry of a variant; raises KeyError when this release has none of that name."""
+        return {v.name: v for v in self.predicate.variants}[name]
+
+
+def build(predicate: Predicate) -> Manifest:
+    """Return the manifest over the predicate's own files, subjects sorted by name."""
+    files = sorted((f"{v.name}/{f.name}", f.sha256) for v in predicate.variants for f in v.files)
+    manifest = Manifest(
+        type_=STATEMENT_TYPE,
+        predicate_type=MANIFEST_TYPE,
+        subject=[Subject(name=name, digest=Digest(sha256=digest)) for name, digest in files],
+        predicate=predicate,
+    )
+    _consistent(manifest)
+    return manifest
+
+
+def parse(payload: bytes) -> Manifest:
+    """Return the manifest in a payload whose signature has already been verified.
+
+    Raises:
+        TrustError: OVERSIZED, MALFORMED or UNSAFE_NAME.
+    """
+    if len(payload) > MAX_BYTES:
+        raise TrustError(Refusal.OVERSIZED, f"the manifest has {len(payload)} bytes, at most {MAX_BYTES} are read")
+    manifest = decode(payload, Manifest, "manifest")
+    _consistent(manifest)
+    return manifest
+
+
+def digest(payload: bytes) -> str:
+    """Return the digest by which a release is pinned: sha256 of the signed payload."""
+    return sha256(payload)
+
+
+def _consistent(manifest: Manifest) -> None:
+    subjects = {safe_name(s.name): s.digest.sha256 for s in manifest.subject}
+    files = manifest.files()
+    if len({name.casefold() for name in subjects}) != len(manifest.subject):
+        raise TrustError(Refusal.MALFORMED, "two subjects have the same name")
+    if subjects != {name: f.sha256 for name, f in files.items()} or len(files) != _listed(manifest):
+        raise TrustError(Refusal.MALFORMED, "the subjects and the variants' files differ")
+    names = [v.name for v in manifest.predicate.variants]
+    if len(set(names)) != len(names) or any(v.name != f"{v.tier}-{v.target}" for v in manifest.predicate.variants):
+        raise TrustError(Refusal.MALFORMED, "a variant's name is not its tier and target, or stands twice")
+
+
+def _listed(manifest: Manifest) -> int:
+    return sum(len(v.files) for v in manifest.predicate.variants)

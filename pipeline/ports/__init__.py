@@ -1,0 +1,1 @@
+"""Thin doors to the world: processes, services, libraries. They translate foreign errors and decide nothing."""

@@ -1,0 +1,110 @@
+"""Where a project keeps what: the catalog it reads and the folders its stages write.
+
+Rules: every path of dvc.yaml is named here once; nothing here creates or changes a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pipeline.catalog.document import parse_yaml
+from pipeline.catalog.golden import Example, GoldenPrompt, parse_examples, parse_golden
+from pipeline.catalog.names import Tier, Variant
+from pipeline.catalog.params import Params
+from pipeline.catalog.tiers import TierFile
+from pipeline.errors import CatalogError
+from pipeline.ports import files
+
+
+def _params(text: str, file: str) -> Params:
+    return parse_yaml(text, Params, file)
+
+
+def _tier_file(text: str, file: str, *, tier: Tier) -> TierFile:
+    found = parse_yaml(text, TierFile, file)
+    if found.tier is not tier:
+        raise CatalogError(f"{file}: tier is {found.tier}, allowed here: {tier}", hint=f"write 'tier: {tier}'")
+    return found
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project folder and its parsed `params.yaml`."""
+
+    root: Path
+    params: Params
+
+    @classmethod
+    def load(cls, root: Path = Path()) -> Project:
+        """Return the project in `root`; raises CatalogError where its params.yaml is not as it must be."""
+        return cls(root, files.load(root / "params.yaml", _params))
+
+    def tier(self, tier: Tier) -> TierFile:
+        """Return `models/<tier>.yaml`; raises CatalogError."""
+        return files.load(self.root / "models" / f"{tier}.yaml", partial(_tier_file, tier=tier))
+
+    def golden(self) -> tuple[GoldenPrompt, ...]:
+        return files.load(self.golden_file, parse_golden)
+
+    def calibration(self) -> tuple[Example, ...]:
+        return files.load(self.root / self.params.data.calibration, parse_examples)
+
+    def distillation(self) -> tuple[Example, ...]:
+        return files.load(self.root / self.params.data.distillation, parse_examples)
+
+    @property
+    def golden_file(self) -> Path:
+        return self.root / self.params.data.golden
+
+    @property
+    def build(self) -> Path:
+        return self.root / "build"
+
+    @property
+    def teacher(self) -> Path:
+        """Hugging Face folder of the teacher: safetensors, config, tokenizer."""
+        return self.build / "teacher"
+
+    def model(self, tier: Tier) -> Path:
+        """Hugging Face folder of a tier's unquantized model; the large tier without a hub source is the teacher."""
+        source = self.tier(tier)
+        return self.build / "models" / tier if source.hub or source.distill else self.teacher
+
+    def gguf(self, tier: Tier) -> Path:
+        """The unquantized GGUF of a tier."""
+        return self.build / "gguf" / f"{tier}.gguf"
+
+    def imatrix(self, tier: Tier) -> Path:
+        return self.build / "imatrix" / f"{tier}.gguf"
+
+    def variant(self, variant: Variant) -> Path:
+        """Folder of a variant's files, as they are released."""
+        return self.build / "variants" / variant.name
+
+    def evidence(self, variant: Variant) -> Path:
+        return self.build / "evidence" / f"{variant.name}.json"
+
+    def measurement(self, variant: Variant) -> Path:
+        """Folder of a variant's wall-clock figures and of pytest-benchmark's own JSON."""
+        return self.build / "measurements" / variant.name
+
+    @property
+    def previous(self) -> Path:
+        """What the gate compares with: a summary of the previous release."""
+        return self.build / "previous.json"
+
+    @property
+    def gate(self) -> Path:
+        return self.build / "gate.json"
+
+    @property
+    def release(self) -> Path:
+        """Folder of the unsigned statements: manifest and provenance."""
+        return self.build / "release"
+
+    @property
+    def signed(self) -> Path:
+        """Folder of the signature bundles; outside the DVC graph."""
+        return self.build / "signed"
