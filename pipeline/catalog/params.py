@@ -51,8 +51,6 @@ class Check(Document):
 
     context: Annotated[int, Field(ge=64, description="tokens")] = 512
     threads: Annotated[int, Field(ge=1, description="fixed, because the order of additions affects bytes")] = 1
-    latency_prompts: Annotated[int, Field(ge=1, description="golden prompts timed")] = 10
-    latency_rounds: Annotated[int, Field(ge=1, description="timed rounds a prompt")] = 3
 
 
 class Quality(Document):

@@ -86,7 +86,12 @@ class Percentiles(Record):
 
 
 class Measurement(Record):
-    """One check's wall-clock figures; `cost_per_1k_usd` is per 1,000 inferences."""
+    """One check's wall-clock figures.
+
+    `ttft_ms` is from the prompt's first token going in to the first token coming out, `per_token_ms` between later
+    tokens, `inference_ms` a whole golden prompt; `peak_rss_bytes` is of the process that decoded (of all ranks together
+    where there are several); `machine` says where (CPU model, cores, kernel).
+    """
 
     schema_version: Literal[1] = 1
     variant: str
@@ -95,5 +100,4 @@ class Measurement(Record):
     per_token_ms: Percentiles
     inference_ms: Percentiles
     peak_rss_bytes: Count
-    cost_per_1k_usd: Amount
     machine: dict[str, str]

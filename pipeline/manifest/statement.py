@@ -13,8 +13,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AwareDatetime, Field
 
-from pipeline.catalog.names import Channel, Target, Tier
+from pipeline.catalog.names import Channel, RunnerClass, Target, Tier
 from pipeline.errors import Refusal, TrustError
+from pipeline.manifest import oms
 from pipeline.manifest.encoding import Record, Sha256, decode, sha256
 from pipeline.manifest.evidence import Evidence, File, Measurement
 from pipeline.manifest.names import safe_name
@@ -84,6 +85,23 @@ class VariantEntry(Record):
     measurements: list[Measurement]
 
 
+class Row(Record):
+    """What the gate compared of one variant on one runner class; the next release is compared with it."""
+
+    variant: str
+    runner: RunnerClass
+    machine: str
+    exact_match: float
+    mean_kl: float
+    p99_kl: float
+    perplexity_ratio: float
+    ttft_p95_ms: float
+    per_token_p50_ms: float
+    per_token_p95_ms: float
+    bytes: int
+    cost_per_1k_usd: float
+
+
 class Verdict(Record):
     """The gate's decision; `channels` are those the evidence allows."""
 
@@ -91,6 +109,7 @@ class Verdict(Record):
     reasons: list[str]
     channels: list[Channel]
     previous_version: int | None = None
+    rows: list[Row] = Field(default_factory=list)
 
 
 class Predicate(Record):
@@ -169,6 +188,15 @@ def _consistent(manifest: Manifest) -> None:
     names = [v.name for v in manifest.predicate.variants]
     if len(set(names)) != len(names) or any(v.name != f"{v.tier}-{v.target}" for v in manifest.predicate.variants):
         raise TrustError(Refusal.MALFORMED, "a variant's name is not its tier and target, or stands twice")
+    _creatable({name.casefold() for name in subjects})
+
+
+def _creatable(names: set[str]) -> None:
+    """Refuse a file that is also a folder, and one in the place of what stands unsigned beside a variant's files."""
+    folders = {name[:at] for name in names for at, letter in enumerate(name) if letter == "/"}
+    beside = {name for name in names if name.split("/")[1] in oms.IGNORED}
+    if wrong := sorted(folders & names | beside):
+        raise TrustError(Refusal.UNSAFE_NAME, f"{wrong[0]!r} is a folder's name too, or one kept for signatures")
 
 
 def _listed(manifest: Manifest) -> int:

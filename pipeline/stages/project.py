@@ -11,11 +11,15 @@ from pathlib import Path
 
 from pipeline.catalog.document import parse_yaml
 from pipeline.catalog.golden import Example, GoldenPrompt, parse_examples, parse_golden
-from pipeline.catalog.names import Tier, Variant
+from pipeline.catalog.names import RunnerClass, Tier, Variant
 from pipeline.catalog.params import Params
 from pipeline.catalog.tiers import TierFile
 from pipeline.errors import CatalogError
 from pipeline.ports import files
+
+MODEL = "model.gguf"
+MANIFEST_FILE = "manifest.json"
+PROVENANCE_FILE = "provenance.json"
 
 
 def _params(text: str, file: str) -> Params:
@@ -67,10 +71,23 @@ class Project:
         """Hugging Face folder of the teacher: safetensors, config, tokenizer."""
         return self.build / "teacher"
 
+    @property
+    def teacher_record(self) -> Path:
+        """Where the teacher came from, and the digest of its tree."""
+        return self.build / "teacher.json"
+
     def model(self, tier: Tier) -> Path:
         """Hugging Face folder of a tier's unquantized model; the large tier without a hub source is the teacher."""
         source = self.tier(tier)
         return self.build / "models" / tier if source.hub or source.distill else self.teacher
+
+    def distillation_report(self, tier: Tier) -> Path:
+        """How a tier's unquantized model was made, or where it was fetched from."""
+        return self.build / "distill" / f"{tier}.json"
+
+    def checkpoints(self, tier: Tier) -> Path:
+        """Folder of a distillation under way; outside the DVC graph, gone when it is done."""
+        return self.build / "checkpoints" / tier
 
     def gguf(self, tier: Tier) -> Path:
         """The unquantized GGUF of a tier."""
@@ -83,12 +100,16 @@ class Project:
         """Folder of a variant's files, as they are released."""
         return self.build / "variants" / variant.name
 
-    def evidence(self, variant: Variant) -> Path:
-        return self.build / "evidence" / f"{variant.name}.json"
+    def evidence(self, variant: Variant, runner: RunnerClass) -> Path:
+        return self.build / "evidence" / runner / f"{variant.name}.json"
 
-    def measurement(self, variant: Variant) -> Path:
-        """Folder of a variant's wall-clock figures and of pytest-benchmark's own JSON."""
-        return self.build / "measurements" / variant.name
+    def measurement(self, variant: Variant, runner: RunnerClass) -> Path:
+        """A check's wall-clock figures."""
+        return self.build / "measurements" / runner / f"{variant.name}.json"
+
+    def benchmark(self, variant: Variant, runner: RunnerClass) -> Path:
+        """pytest-benchmark's JSON of a check."""
+        return self.build / "benchmarks" / runner / f"{variant.name}.json"
 
     @property
     def previous(self) -> Path:

@@ -1,0 +1,216 @@
+"""The stages of dvc.yaml and what prepares them, each one call."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pipeline.catalog.names import GGUF_TIERS, RunnerClass, Target, Tier, Variant
+from pipeline.cli import output
+from pipeline.cli.access import Access, add_registry_option
+from pipeline.cli.command import Commands, add
+from pipeline.errors import StageError
+from pipeline.manifest.dsse import Opened
+from pipeline.ports.torch_env import pin_cpu_kernels
+from pipeline.stages.project import Project
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the build commands."""
+    add(commands, "teacher", _teacher, "stage: fetch the teacher, from the hub or the repository", "teacher")
+    for name, run, summary in (
+        ("distill", _distill, "stage: prune the teacher and distil it into a tier"),
+        ("convert", _convert, "stage: convert a tier to GGUF"),
+        ("calibrate", _calibrate, "stage: collect a tier's importance matrix"),
+    ):
+        _tier_option(add(commands, name, run, summary, f"{name} --tier tiny-edge"))
+    quantize = add(
+        commands,
+        "quantize",
+        _quantize,
+        "stage: quantize a variant by its recipe",
+        "quantize --tier tiny-edge --target arm64",
+    )
+    _tier_option(quantize)
+    _target_option(quantize)
+    _target_option(
+        add(commands, "shard", _shard, "stage: split the large tier for tensor parallelism", "shard --target arm64")
+    )
+    check = add(
+        commands, "check", _check, "stage: prove a variant on its golden prompts", "check tiny-edge-arm64 --runner host"
+    )
+    check.add_argument("variant", metavar="VARIANT", type=_variant, help="e.g. tiny-edge-arm64")
+    check.add_argument(
+        "--runner",
+        type=RunnerClass,
+        choices=[RunnerClass.HOST],
+        default=RunnerClass.HOST,
+        metavar="CLASS",
+        help="runner class: host (default)",
+    )
+    previous = add(commands, "previous", _previous, "stage: look up what the registry's last release was judged by")
+    add_registry_option(previous)
+    add(commands, "gate", _gate, "stage: decide over all evidence, with reasons", "gate")
+    add(commands, "manifest", _manifest, "stage: write the release's unsigned manifest and provenance", "manifest")
+    _toolchain_command(commands)
+    train = add(
+        commands,
+        "train-demo",
+        _train_demo,
+        "train the demo teacher as it is shipped, and write its prompt files",
+        "train-demo --out models/demo",
+        "train-demo --out /tmp/demo --data-only",
+    )
+    train.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for teacher/ and the prompt files"
+    )
+    train.add_argument("--data-only", action="store_true", help="write only the prompt files")
+    rebuild = add(
+        commands, "rebuild", _rebuild, "repeat the release in a clean folder and compare every digest", "rebuild"
+    )
+    rebuild.add_argument("--into", type=Path, metavar="DIR", help="clean folder to build in (default: a temporary one)")
+
+
+def _toolchain_command(commands: Commands) -> None:
+    toolchain = add(
+        commands,
+        "toolchain",
+        _toolchain,
+        "build llama.cpp from its pinned source, or find it in the cache",
+        "toolchain host",
+    )
+    toolchain.add_argument(
+        "what", choices=["host"], help="host: the Python binding's wheel and the tools for this machine"
+    )
+
+
+def _tier_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tier", type=Tier, choices=GGUF_TIERS, required=True, metavar="TIER", help=" or ".join(GGUF_TIERS)
+    )
+
+
+def _target_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target", type=Target, choices=list(Target), required=True, metavar="TARGET", help=", ".join(Target)
+    )
+
+
+def _variant(name: str) -> Variant:
+    try:
+        return Variant.parse(name)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
+
+
+def _teacher(args: argparse.Namespace) -> None:
+    from pipeline.stages import teacher
+
+    teacher.fetch(Project.load())
+
+
+def _distill(args: argparse.Namespace) -> None:
+    pin_cpu_kernels()
+    from pipeline.stages import distill
+
+    distill.distill(Project.load(), args.tier)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from pipeline.stages import convert
+
+    convert.convert(Project.load(), args.tier)
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    from pipeline.stages import calibrate
+
+    calibrate.calibrate(Project.load(), args.tier)
+
+
+def _quantize(args: argparse.Namespace) -> None:
+    from pipeline.stages import quantize
+
+    quantize.quantize(Project.load(), Variant(args.tier, args.target))
+
+
+def _shard(args: argparse.Namespace) -> None:
+    pin_cpu_kernels()
+    from pipeline.stages import shard
+
+    shard.shard(Project.load(), Variant(Tier.LARGE, args.target))
+
+
+def _check(args: argparse.Namespace) -> None:
+    pin_cpu_kernels()
+    from pipeline.stages import check
+
+    evidence = check.check(Project.load(), args.variant, args.runner)
+    if not evidence.deterministic:
+        raise StageError(
+            f"{args.variant}: two runs of the same files gave different tokens",
+            hint="use one thread (params.yaml: check.threads) and compare the engine's settings",
+        )
+    output.say(
+        f"{args.variant}: exact match {evidence.quality.exact_match:.3f}, mean KL {evidence.quality.mean_kl:.3g}"
+    )
+
+
+def _previous(args: argparse.Namespace) -> None:
+    from pipeline.stages import previous
+
+    project, access = Project.load(), Access(args)
+    release = project.params.release
+
+    def opener(bundle: bytes) -> Opened:
+        return access.opener(bundle)  # looked up when needed: before the first release nobody is trusted yet
+
+    found = previous.look(access.store, opener, release.line, release.version)
+    previous.write(project, found)
+    output.say(f"previous release: {found.version or 'none'}")
+
+
+def _gate(args: argparse.Namespace) -> None:
+    from pipeline.stages import gate
+
+    verdict = gate.decide(Project.load())
+    output.say(output.verdict_table(verdict))
+    for reason in verdict.reasons:
+        output.say(f"refused: {reason}")
+    gate.refuse(verdict)
+    output.say(f"gate: passed, for channels {', '.join(verdict.channels) or 'none'}")
+
+
+def _manifest(args: argparse.Namespace) -> None:
+    from pipeline.stages import manifest
+
+    made = manifest.write(Project.load())
+    release = made.release
+    output.say(f"manifest: {release.line} {release.version} ({release.tag}), {len(made.subject)} files")
+
+
+def _toolchain(args: argparse.Namespace) -> None:
+    from pipeline.toolchain import host
+
+    output.say(str(host.build().wheel))
+
+
+def _train_demo(args: argparse.Namespace) -> None:
+    from pipeline.demo import data
+
+    data.write_data(args.out)
+    if args.data_only:
+        return
+    pin_cpu_kernels()
+    from pipeline.demo import train
+    from pipeline.ports import files
+
+    train.train_demo(args.out / "teacher", checkpoint_dir=args.out / ".checkpoint")
+    output.say(f"pin it in params.yaml: teacher.embedded.digest: {files.tree_digest(args.out / 'teacher')}")
+
+
+def _rebuild(args: argparse.Namespace) -> None:
+    from pipeline.stages import rebuild
+
+    compared = rebuild.rebuild(Project.load(), args.into)
+    output.say(f"rebuild: all {compared} digests are equal")

@@ -1,0 +1,142 @@
+"""Stage `manifest`: the unsigned statements of a release, manifest and SLSA provenance.
+
+Rules: every byte follows from the commit, the parameters and the files; no clock but the commit's. What varies from
+run to run (wall-clock figures) is carried as numbers and never digested.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.catalog.names import GGUF_TIERS, VARIANTS, Tier, Variant
+from pipeline.errors import StageError
+from pipeline.manifest import provenance, statement
+from pipeline.manifest.encoding import canonical, sha256
+from pipeline.manifest.evidence import Evidence, File, Measurement
+from pipeline.manifest.statement import Manifest, Predicate, ReleaseName, Source, VariantEntry, Verdict
+from pipeline.ports import files, git
+from pipeline.stages import describe
+from pipeline.stages.gate import read_checks
+from pipeline.stages.project import MANIFEST_FILE, PROVENANCE_FILE, Project
+from pipeline.toolchain import source as toolchain
+
+GOLDEN_FILE = "golden.jsonl"
+
+# Stages whose lock entries decide the released bytes; checks and gate carry wall-clock figures.
+_BYTES = ("teacher", "distill", "convert", "calibrate", "quantize", "shard")
+
+
+def write(project: Project) -> Manifest:
+    """Write both statements into `project.release` and return the manifest.
+
+    Raises:
+        StageError, ToolError: a stage has not run, or this is no git repository.
+    """
+    manifest = statement.build(_predicate(project))
+    with files.new_folder(project.release) as folder:
+        (folder / MANIFEST_FILE).write_bytes(manifest.encode())
+        (folder / PROVENANCE_FILE).write_bytes(_provenance(project, manifest))
+    return manifest
+
+
+def released_files(project: Project, variant: Variant) -> dict[str, Path]:
+    """Return the files of a variant as released, by name: its folder's, and the golden prompts."""
+    folder = project.variant(variant)
+    found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    if not found:
+        raise StageError(f"{variant} has not been built", hint="run dvc repro")
+    return {**found, GOLDEN_FILE: project.golden_file}
+
+
+def lock_digest(lock: str) -> str:
+    """Return the digest over the lock entries of the stages that decide the released bytes."""
+    entries = yaml.safe_load(lock)["stages"]
+    return sha256(canonical({name: entry for name, entry in entries.items() if name.split("@")[0] in _BYTES}))
+
+
+def _predicate(project: Project) -> Predicate:
+    checks = read_checks(project)
+    release = project.params.release
+    expires = git.commit_time(project.root) + timedelta(days=release.valid_days)
+    return Predicate(
+        release=ReleaseName(line=release.line, version=release.version, tag=release.tag, expires=expires),
+        source=_source(project),
+        toolchain=_toolchain(),
+        variants=[_entry(project, variant, checks) for variant in VARIANTS],
+        gate=Verdict.model_validate_json(project.gate.read_bytes()),
+    )
+
+
+def _source(project: Project) -> Source:
+    teacher = json.loads(project.teacher_record.read_bytes())
+    return Source(
+        commit=git.commit(project.root),
+        modified=git.modified(project.root, ignore=frozenset({"dvc.lock"})),
+        lock_sha256=lock_digest((project.root / "dvc.lock").read_text(encoding="utf-8")),
+        teacher=_origin(teacher),
+        teacher_sha256=teacher["digest"].removeprefix("sha256:"),
+        golden_sha256=files.sha256_file(project.golden_file),
+    )
+
+
+def _origin(record: dict[str, Any]) -> str:
+    hub = record.get("hub")
+    return f"hf://{hub['repo']}@{hub['revision']}" if hub else str(record["embedded"])
+
+
+def _toolchain() -> dict[str, str]:
+    packages = ("gguf", "llama-cpp-python", "numpy", "safetensors", "tokenizers", "torch", "transformers")
+    return {
+        **{name: version(name) for name in packages},
+        "llama.cpp": toolchain.LLAMA_COMMIT,
+        "llama-cpp-python-sdist-sha256": toolchain.SHA256,
+        "python": ".".join(platform.python_version_tuple()[:2]),
+    }
+
+
+def _entry(project: Project, variant: Variant, checks: list[tuple[Evidence, Measurement]]) -> VariantEntry:
+    listed = [
+        File(name=name, size=path.stat().st_size, sha256=files.sha256_file(path))
+        for name, path in sorted(released_files(project, variant).items())
+    ]
+    return VariantEntry(
+        name=variant.name,
+        tier=variant.tier,
+        target=variant.target,
+        format="gguf" if variant.tier in GGUF_TIERS else "safetensors",
+        files=listed,
+        recipe=_recipe(project, variant),
+        model=describe.model_config(project.variant(variant)),
+        evidence=[e for e, _ in checks if e.variant == variant.name],
+        measurements=[m for _, m in checks if m.variant == variant.name],
+    )
+
+
+def _recipe(project: Project, variant: Variant) -> dict[str, Any]:
+    tier = project.tier(variant.tier)
+    recipe = tier.recipes[variant.target] if tier.recipes else tier.shard
+    assert recipe is not None
+    return recipe.model_dump(mode="json")
+
+
+def _provenance(project: Project, manifest: Manifest) -> bytes:
+    chosen = ["params.yaml", *(f"models/{tier}.yaml" for tier in Tier)]
+    made_from = manifest.predicate.source
+    return provenance.build(
+        manifest,
+        builder=os.environ.get("EDGE_RELEASE_BUILDER", "https://edge-release.dev/builder/local/v1"),
+        parameters={name: yaml.safe_load((project.root / name).read_text(encoding="utf-8")) for name in chosen},
+        dependencies={
+            f"git+{project.params.release.line}@{made_from.commit}": {"gitCommit": made_from.commit},
+            made_from.teacher: {"sha256": made_from.teacher_sha256},
+            f"pkg:pypi/{toolchain.PACKAGE}@{toolchain.VERSION}": {"sha256": toolchain.SHA256},
+        },
+    )

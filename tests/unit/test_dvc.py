@@ -1,0 +1,62 @@
+"""dvc.yaml says of every stage what it really depends on."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import grimp
+import pytest
+import yaml
+
+from pipeline import cli
+from pipeline.catalog.names import GGUF_TIERS, Target, Tier
+
+ROOT = Path(__file__).parents[2]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+GRAPH = grimp.build_graph("pipeline", cache_dir=None)
+
+# The module of a stage that has another name than the stage, and stages without code dependencies because they always
+# run or are cheap to follow by hand.
+MODULES = {"check-large": "check"}
+FREE = {"previous", "manifest"}
+# Plumbing that moves bytes but does not decide them: changing it must not train models again.
+PLUMBING = re.compile(
+    r"pipeline\.(errors|catalog\..*|catalog|manifest\..*|manifest|ports|stages|toolchain|demo|registry"
+    r"|ports\.(files|process|git|torch_env|keys|trust|sigstore)|stages\.(project|place|previous)|toolchain\.(cache|compiling|wheel)"
+    r"|registry\..*)"
+)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_one_call_of_the_command_line(stage: str) -> None:
+    """Each cmd is one edge-release command that the parser accepts, for every item of its matrix."""
+    spec = STAGES[stage]
+    matrix = spec.get("matrix", {})
+    command = spec["cmd"]
+    for key in ("tier", "target"):
+        if key in matrix:
+            command = command.replace("${item.%s}" % key, matrix[key][0])
+    program, *argv = shlex.split(command)
+    assert program == "edge-release"
+    assert callable(cli.parser().parse_args(argv).run)
+
+
+def test_matrices_cover_all_tiers_and_targets() -> None:
+    """No tier or target is left out of any matrix."""
+    for stage, spec in STAGES.items():
+        for key, values in spec.get("matrix", {}).items():
+            assert values == [str(v) for v in (Target if key == "target" else GGUF_TIERS)], stage
+    assert Tier.LARGE not in GGUF_TIERS
+
+
+@pytest.mark.parametrize("stage", sorted(set(STAGES) - FREE))
+def test_a_stage_depends_on_the_code_that_decides_its_output(stage: str) -> None:
+    """Every module a stage's code imports, but for plumbing, is a dependency of the stage in dvc.yaml."""
+    module = f"pipeline.stages.{MODULES.get(stage, stage)}"
+    wanted = {module, *GRAPH.find_upstream_modules(module)}
+    files = {f"{name.replace('.', '/')}.py" for name in wanted if not PLUMBING.fullmatch(name)}
+    listed = {dep for dep in STAGES[stage]["deps"] if str(dep).startswith("pipeline/")}
+    assert files <= listed, f"add to dvc.yaml: {sorted(files - listed)}"
+    assert all((ROOT / dep).exists() for dep in listed)
