@@ -1,0 +1,1 @@
+"""The demo teacher: a seeded corpus, its tokenizer, the training that makes the weights, their accuracy."""
