@@ -76,8 +76,8 @@ def open_with_keys(bundle: bytes, public_pems: tuple[bytes, ...]) -> Opened:
     if hint not in pinned:
         raise TrustError(Refusal.WRONG_SIGNER, f"signed by key {hint[:16]}, which is not pinned")
     key = load_pem_public_key(pinned[hint])
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise TrustError(Refusal.WRONG_SIGNER, "a pinned key is not an EC key")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise TrustError(Refusal.WRONG_SIGNER, "the pinned key is not an EC P-256 key")
     try:
         key.verify(signature, pae(payload), ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as e:

@@ -2,8 +2,8 @@
 
 Source: OMS specification v1.0 (https://github.com/ossf/model-signing-spec), as written by model-signing 1.1.
 
-Rules: resources are sorted by name, the subject is the digest over their digests in that order; the signature file
-itself is the only ignored path of ours.
+Rules: resources are sorted by the parts of their names (`a/y` before `a-b/x`), the subject is the digest over their
+digests in that order; of our own files only the signature and the release's record beside it are ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.manifest.evidence import File
 
 SIGNATURE_FILE = "model.sig"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
-_IGNORED = ["model.sig", ".git", ".gitattributes", ".github", ".gitignore"]
+IGNORED = ["model.sig", "release.json", ".git", ".gitattributes", ".github", ".gitignore"]
 
 
 class _Resource(Record):
@@ -38,7 +38,7 @@ class _Statement(Record):
 
 def statement(variant: str, files: list[File]) -> bytes:
     """Return the OMS statement over a variant folder's files."""
-    ordered = sorted(files, key=lambda f: f.name)
+    ordered = sorted(files, key=lambda f: f.name.split("/"))
     root = hashlib.sha256(b"".join(bytes.fromhex(f.sha256) for f in ordered)).hexdigest()
     return canonical(
         {
@@ -47,7 +47,7 @@ def statement(variant: str, files: list[File]) -> bytes:
             "predicateType": PREDICATE_TYPE,
             "predicate": {
                 "serialization": {
-                    "method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": _IGNORED,
+                    "method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": IGNORED,
                 },
                 "resources": [{"name": f.name, "algorithm": "sha256", "digest": f.sha256} for f in ordered],
             },
