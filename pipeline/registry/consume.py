@@ -1,0 +1,127 @@
+"""What every consumer does first: find a release, by channel or by version, and decide whether it may be used.
+
+Rules: everything read is bounded; nothing is used before its signature holds; the decision is `manifest.rules`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+
+from pipeline.catalog.names import Channel
+from pipeline.errors import RegistryError
+from pipeline.manifest import rules
+from pipeline.manifest.dsse import Opener, check_size
+from pipeline.manifest.pointer import PointerPredicate
+from pipeline.manifest.rules import Accepted, Bundles, Seen
+from pipeline.registry import layout, record
+from pipeline.registry.row import Row
+from pipeline.registry.store import Store
+
+
+@dataclass(frozen=True)
+class Fetched(Accepted):
+    """An accepted release with the bundles it was accepted by."""
+
+    bundles: Bundles = field(kw_only=True)
+
+
+def fetch(
+    store: Store,
+    *,
+    opener: Opener,
+    line: str,
+    seen: Seen,
+    now: datetime,
+    channel: Channel | None = None,
+    version: int | None = None,
+    allow_rollback: bool = False,
+) -> Fetched:
+    """Return the release a channel points to, or the one with a version.
+
+    Args:
+        seen: what this consumer remembers; afterwards remember the result's `seen`.
+        allow_rollback: the user named an older version and means it.
+
+    Raises:
+        RegistryError: there is no such release or channel; the hint lists what there is.
+        TrustError: see `Refusal`.
+    """
+    if (channel is None) == (version is None):
+        raise ValueError("name either a channel or a version")
+    pointer: PointerPredicate | None = None
+    if channel is not None:
+        pointer, seen = _follow(Row(store, opener, line, channel), seen)
+    wanted = version if version is not None else pointer.version if pointer else 0
+    bundles = load(store, line, wanted)
+    if bundles is None:
+        raise RegistryError(f"there is no release {wanted} of {line} in {store.url}", hint=_published(store, line))
+    return accept(
+        bundles,
+        opener=opener,
+        line=line,
+        version=wanted,
+        seen=seen,
+        now=now,
+        pointer=pointer,
+        allow_rollback=allow_rollback,
+    )
+
+
+def accept(
+    bundles: Bundles,
+    *,
+    opener: Opener,
+    line: str,
+    version: int,
+    seen: Seen,
+    now: datetime,
+    pointer: PointerPredicate | None = None,
+    allow_rollback: bool = False,
+) -> Fetched:
+    """Return the release in these bundles if every rule holds; raises TrustError."""
+    for bundle in (bundles.manifest, bundles.provenance, *bundles.variants.values()):
+        check_size(bundle)
+    accepted = rules.accept_release(
+        bundles,
+        opener=opener,
+        line=line,
+        version=version,
+        seen=seen,
+        now=now,
+        pointer=pointer,
+        allow_rollback=allow_rollback,
+    )
+    return Fetched(**{f.name: getattr(accepted, f.name) for f in fields(accepted)}, bundles=bundles)
+
+
+def releases(store: Store, line: str) -> list[int]:
+    """Return the versions published under a line, ascending."""
+    prefix = layout.releases(line)
+    return layout.numbers(store.names(prefix), prefix)
+
+
+def channels(store: Store, line: str) -> list[str]:
+    """Return the names of a line's channels."""
+    prefix = layout.channels(line)
+    return sorted({name.removeprefix(prefix).split("/")[0] for name in store.names(prefix)})
+
+
+def load(store: Store, line: str, version: int) -> Bundles | None:
+    """Return the unverified bundles stored under a version, or None where there is no such release."""
+    data = store.read(layout.release(line, version), layout.MAX_RECORD)
+    return None if data is None else record.decode(data)
+
+
+def _follow(row: Row, seen: Seen) -> tuple[PointerPredicate, Seen]:
+    found = row.latest(seen)
+    if found is None:
+        there = channels(row.store, row.line)
+        hint = f"{row.line} has {', '.join(there)}" if there else _published(row.store, row.line)
+        raise RegistryError(f"there is no channel {row.label} in {row.store.url}", hint=hint)
+    return found
+
+
+def _published(store: Store, line: str) -> str:
+    versions = [str(v) for v in releases(store, line)[-8:]]
+    return f"published are {', '.join(versions)}" if versions else f"nothing is published there under {line}"

@@ -1,0 +1,178 @@
+"""What was seen is remembered whole, privately, and only ever moves forward."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from pipeline.catalog.names import Channel
+from pipeline.errors import Refusal, StageError, TrustError
+from pipeline.manifest import dsse, statement
+from pipeline.manifest.pointer import PointerPredicate
+from pipeline.manifest.rules import Accepted, Seen
+from pipeline.manifest.statement import Manifest
+from pipeline.registry import state
+from tests.support.releases import Publisher
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "demo.json"
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    bundles = Publisher().release(tmp_path_factory.mktemp("release")).bundles
+    return statement.parse(dsse.unverified_payload(bundles.manifest))
+
+
+def _hex(number: int) -> str:
+    return f"{number:064x}"
+
+
+def _seen(version: int, serial: int = 0, time: float = 0.0) -> Seen:
+    serials = {"dev": serial} if serial else {}
+    return Seen(version, _hex(version), serials, {c: _hex(s) for c, s in serials.items()}, time)
+
+
+def _accepted(manifest: Manifest, seen: Seen, *, rollback: bool = False) -> Accepted:
+    serial = seen.serials.get("dev")
+    pointer = PointerPredicate(
+        line="demo",
+        channel=Channel.DEV,
+        serial=serial or 1,
+        version=seen.version,
+        tag="v",
+        manifest_sha256=seen.digest,
+        rollback=rollback,
+    )
+    return Accepted(manifest, seen.digest, seen, pointer if serial else None)
+
+
+def test_nothing_is_remembered_at_first(path: Path) -> None:
+    """Without a file nothing was seen."""
+    assert state.load(path) == Seen()
+
+
+def test_what_was_seen_is_kept_privately(path: Path, manifest: Manifest) -> None:
+    """It comes back as it was; only the owner can read it."""
+    seen = _seen(3, 7, 12.5)
+    assert state.remember(path, _accepted(manifest, seen)) == seen
+    assert state.load(path) == seen
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+FORWARD = {
+    "newer": (_seen(1, 1, 1.0), _seen(2, 2, 2.0), False, _seen(2, 2, 2.0)),
+    "the same again": (_seen(2, 2, 2.0), _seen(2, 2, 3.0), False, _seen(2, 2, 3.0)),
+    "overtaken by another process": (_seen(3, 3, 3.0), _seen(2, 2, 2.0), False, _seen(3, 3, 3.0)),
+    "signed rollback": (_seen(2, 2, 2.0), _seen(1, 3, 3.0), True, _seen(1, 3, 3.0)),
+    "signed rollback, overtaken": (_seen(4, 4, 4.0), _seen(1, 3, 3.0), True, _seen(4, 4, 4.0)),
+    "clock ran back": (_seen(1, 1, 9.0), _seen(2, 2, 2.0), False, _seen(2, 2, 9.0)),
+}
+
+
+@pytest.mark.parametrize("case", FORWARD)
+def test_memory_moves_forward(case: str, path: Path, manifest: Manifest) -> None:
+    """Whatever order two processes finish in, version, serial and clock never fall; a signed rollback may."""
+    before, seen, rollback, after = FORWARD[case]
+    state.remember(path, _accepted(manifest, before))
+    assert state.remember(path, _accepted(manifest, seen, rollback=rollback)) == after
+    assert state.load(path) == after
+
+
+def test_a_rollback_the_user_named_is_remembered(path: Path, manifest: Manifest) -> None:
+    """The user's own word moves the version back, but no channel's serial."""
+    state.remember(path, _accepted(manifest, _seen(3, 3)))
+    assert state.remember(path, _accepted(manifest, _seen(1)), allow_rollback=True) == Seen(
+        1, _hex(1), {"dev": 3}, {"dev": _hex(3)}
+    )
+
+
+TWO_FACED = {
+    "version": (_seen(2), Seen(2, _hex(9))),
+    "serial": (_seen(2, 5), Seen(3, _hex(3), {"dev": 5}, {"dev": _hex(9)})),
+}
+
+
+@pytest.mark.parametrize("case", TWO_FACED)
+def test_two_contents_under_one_number_are_refused(case: str, path: Path, manifest: Manifest) -> None:
+    """If another process saw something else under the same number meanwhile, the registry is two-faced."""
+    before, seen = TWO_FACED[case]
+    state.remember(path, _accepted(manifest, before))
+    with pytest.raises(TrustError) as caught:
+        state.remember(path, _accepted(manifest, seen))
+    assert caught.value.refusal is Refusal.EQUIVOCATION
+    assert state.load(path) == before
+
+
+GOOD = {"schema_version": 1, "version": 1, "digest": _hex(1), "serials": {}, "pointers": {}, "time": 0.0}
+GARBAGE = {
+    "empty": b"",
+    "not JSON": b"{",
+    "a list": b"[]",
+    "nested deeply": b"[" * 100_000,
+    "a key missing": json.dumps({k: v for k, v in GOOD.items() if k != "version"}).encode(),
+    "a negative version": json.dumps({**GOOD, "version": -1}).encode(),
+    "a digest that is none": json.dumps({**GOOD, "digest": "x"}).encode(),
+    "a serial without pointer": json.dumps({**GOOD, "serials": {"dev": 3}}).encode(),
+    "a later schema": json.dumps({**GOOD, "schema_version": 2}).encode(),
+    "too large": b" " * (state.MAX_STATE + 1),
+}
+
+
+@pytest.mark.parametrize("case", GARBAGE)
+def test_garbage_is_never_taken_for_nothing(case: str, path: Path, manifest: Manifest) -> None:
+    """A damaged memory is an error for reading and for writing, and stays as it is."""
+    path.parent.mkdir()
+    path.write_bytes(GARBAGE[case])
+    for call in (lambda: state.load(path), lambda: state.remember(path, _accepted(manifest, _seen(1)))):
+        with pytest.raises(TrustError) as caught:
+            call()
+        assert caught.value.refusal is Refusal.MALFORMED
+        assert str(path) in caught.value.hint
+    assert path.read_bytes() == GARBAGE[case]
+
+
+def test_a_place_that_cannot_be_used_is_explained(tmp_path: Path, manifest: Manifest) -> None:
+    """A file in the folder's place ends in one error with a hint."""
+    (tmp_path / "file").touch()
+    for call in (
+        lambda: state.load(tmp_path / "file" / "demo.json"),
+        lambda: state.remember(tmp_path / "file" / "demo.json", _accepted(manifest, _seen(1))),
+    ):
+        with pytest.raises(StageError) as caught:
+            call()
+        assert "XDG_STATE_HOME" in caught.value.hint
+
+
+def _many(path: Path, manifest: bytes, versions: range) -> None:
+    parsed = statement.parse(manifest)
+    for version in versions:
+        state.remember(path, _accepted(parsed, _seen(version, version)))
+
+
+def test_processes_at_once_lose_nothing(path: Path, manifest: Manifest) -> None:
+    """Four processes that remember at once leave the highest number, whole."""
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=_many, args=(path, manifest.encode(), range(1 + first, 60, 4))) for first in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert state.load(path) == _seen(59, 59)
+
+
+def test_the_default_place_is_the_users(tmp_path: Path) -> None:
+    """`XDG_STATE_HOME` decides, else ~/.local/state; a relative one is ignored as its specification asks."""
+    assert state.default_path("demo", {"XDG_STATE_HOME": "/s"}) == Path("/s/edge-release/demo.json")
+    for environ in ({}, {"XDG_STATE_HOME": "relative"}):
+        assert state.default_path("demo", environ) == Path.home() / ".local/state/edge-release/demo.json"
+    with pytest.raises(TrustError):
+        state.default_path("../demo", {})
