@@ -90,18 +90,20 @@ def _shard_runs(project: Project, variant: Variant, scratch: Path) -> Runs:
     prompts, threads = project.golden(), project.params.check.threads
     recipe, model = project.tier(variant.tier).shard, project.model(variant.tier)
     assert recipe is not None, "the catalog gives the large tier a shard"
-    first = shards_run.launch(project.variant(variant), prompts, scratch / "first", threads=threads, logits=True)
-    second = shards_run.launch(project.variant(variant), prompts, scratch / "second", threads=threads)
+    first, second = shards_run.launch(
+        project.variant(variant), prompts, scratch / "ranks", threads=threads, logits=True, times=2
+    )
     alone = shards_run.whole(model, scratch / "alone", matrices=recipe.matrices, norms=recipe.norms)
-    one_process = shards_run.launch(alone, prompts, scratch / "one", threads=threads)
+    (one_process,) = shards_run.launch(alone, prompts, scratch / "one", threads=threads, logits=True)
     if (prompt := first_difference(first.run, one_process.run)) is not None:
         raise StageError(
             f"{variant}: {recipe.degree} ranks and one process answer {prompt} differently",
             hint="shard with matrices: f32 in models/large.yaml, or mend the architecture's plan",
         )
     full = shards_run.whole(model, scratch / "full", matrices="f32", norms="f32")
-    reference = shards_run.launch(full, prompts, scratch / "reference", threads=threads, logits=True, answers=False)
-    return Runs(first, second, reference)
+    if shards_run.same_values(alone, full):  # the model is stored in no more than the shards' precision
+        return Runs(first, second, one_process)
+    return Runs(first, second, *shards_run.launch(full, prompts, scratch / "full-run", threads=threads, logits=True))
 
 
 def _measurement(project: Project, variant: Variant, runner: RunnerClass, run: GoldenRun) -> Measurement:

@@ -58,4 +58,10 @@ def read(folder: Path) -> Decoded:
     """Return what a decoding process wrote into `folder`."""
     run = GoldenRun.model_validate_json((folder / RUN_FILE).read_bytes())
     logits = folder / LOGITS_FILE
-    return Decoded(run, np.load(logits, mmap_mode="r", allow_pickle=False) if logits.exists() else None)
+    return Decoded(run, map_logits(logits) if logits.exists() else None)
+
+
+def map_logits(path: Path) -> NDArray[np.float32]:
+    """Return the logits in a file, read as they are used."""
+    found: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return found

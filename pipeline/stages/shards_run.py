@@ -13,53 +13,45 @@ from typing import Any
 from pipeline.catalog.golden import GoldenPrompt, Match
 from pipeline.catalog.tiers import Shard
 from pipeline.stages import golden, shard, tensor_parallel
-from pipeline.stages.golden import Decoded, GoldenAnswer, GoldenRun
 from pipeline.stages.gguf_run import common_prefix
-from pipeline.stages.tensor_parallel import Request
+from pipeline.stages.golden import Decoded, GoldenAnswer, GoldenRun
+from pipeline.stages.tensor_parallel import Answer, Request
 
 
 def launch(
-    folder: Path,
-    prompts: Sequence[GoldenPrompt],
-    out: Path,
-    *,
-    threads: int,
-    logits: bool = False,
-    answers: bool = True,
-) -> Decoded:
-    """Decode with all ranks of the shards in `folder` and return the run; `out` is a folder for its files.
+    folder: Path, prompts: Sequence[GoldenPrompt], out: Path, *, threads: int, logits: bool = False, times: int = 1
+) -> list[Decoded]:
+    """Decode with all ranks of the shards in `folder`, `times` over, and return the runs; `out` is a folder for files.
+
+    Every prompt of every run starts from an empty cache; only the first run has logits.
 
     Raises:
         StageError, ToolError: as `tensor_parallel.launch`.
     """
     from transformers import AutoTokenizer
 
-    out.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    asked = [_request(tokenizer, prompt, answers=answers) for prompt in prompts]
+    asked = [_request(tokenizer, prompt) for prompt in prompts]
+    again = [request.model_copy(update={"forced": []}) for request in asked]
+    out.mkdir(parents=True, exist_ok=True)
     path = out / golden.LOGITS_FILE if logits else None
-    found = tensor_parallel.launch(folder, asked, logits=path, threads=threads)
-    run = GoldenRun(
-        engine={
-            "name": "transformers", "threads": str(threads), "ranks": str(len(found.peak_rss_bytes)),
-            "device": found.device, "dtype": found.dtype,
-        },
-        peak_rss_bytes=sum(found.peak_rss_bytes),
-        answers=[
-            GoldenAnswer(
-                id=prompt.id,
-                tokens=answer.tokens,
-                text=tokenizer.decode(answer.tokens, skip_special_tokens=True),
-                ttft_ns=answer.ttft_ns,
-                step_ns=answer.step_ns,
-                forced=request.forced,
-                prompt_length=common_prefix(request.ids, request.forced),
-            )
-            for prompt, request, answer in zip(prompts, asked, found.answers, strict=True)
-        ],
-    )  # fmt: skip
-    (out / golden.RUN_FILE).write_bytes(run.encode())
-    return golden.read(out)
+    found = tensor_parallel.launch(folder, [*asked, *again * (times - 1)], logits=path, threads=threads)
+    engine = {
+        "name": "transformers",
+        "threads": str(threads),
+        "ranks": str(len(found.peak_rss_bytes)),
+        "device": found.device,
+        "dtype": found.dtype,
+    }
+    runs = []
+    for start in range(0, len(found.answers), len(prompts)):
+        answers = [
+            _answer(tokenizer, *part)
+            for part in zip(prompts, asked, found.answers[start : start + len(prompts)], strict=True)
+        ]
+        run = GoldenRun(engine=engine, peak_rss_bytes=sum(found.peak_rss_bytes), answers=answers)
+        runs.append(Decoded(run, golden.map_logits(path) if path and not start else None))
+    return runs
 
 
 def whole(model: Path, target: Path, *, matrices: str, norms: str) -> Path:
@@ -67,10 +59,32 @@ def whole(model: Path, target: Path, *, matrices: str, norms: str) -> Path:
     return shard.split(model, target, Shard.model_validate({"degree": 1, "matrices": matrices, "norms": norms}))
 
 
-def _request(tokenizer: Any, prompt: GoldenPrompt, *, answers: bool) -> Request:
+def same_values(one: Path, other: Path) -> bool:
+    """Return whether two single shards hold the same numbers, whatever types they are stored in."""
+    import torch
+    from safetensors import safe_open
+
+    name = shard.rank_file(0, 1)
+    with safe_open(one / name, framework="pt") as a, safe_open(other / name, framework="pt") as b:
+        return all(torch.equal(a.get_tensor(key).float(), b.get_tensor(key).float()) for key in a.keys())  # noqa: SIM118
+
+
+def _request(tokenizer: Any, prompt: GoldenPrompt) -> Request:
     ids = _tokenize(tokenizer, prompt.prompt)
     forced = ids if prompt.match is Match.REGEX else _tokenize(tokenizer, prompt.prompt, prompt.expected)
-    return Request(ids=ids, max_tokens=prompt.max_tokens if answers else 1, forced=forced)
+    return Request(ids=ids, max_tokens=prompt.max_tokens, forced=forced)
+
+
+def _answer(tokenizer: Any, prompt: GoldenPrompt, request: Request, answer: Answer) -> GoldenAnswer:
+    return GoldenAnswer(
+        id=prompt.id,
+        tokens=answer.tokens,
+        text=tokenizer.decode(answer.tokens, skip_special_tokens=True),
+        ttft_ns=answer.ttft_ns,
+        step_ns=answer.step_ns,
+        forced=request.forced,
+        prompt_length=common_prefix(request.ids, request.forced),
+    )
 
 
 def _tokenize(tokenizer: Any, prompt: str, answer: str | None = None) -> list[int]:

@@ -1,0 +1,91 @@
+"""The teacher, and a tier's own model: from the hub or the repository into a folder of the build.
+
+Rules: what is taken is pinned, a hub repository by its commit and an embedded folder by its tree's digest; the folder
+appears whole or not at all; the record beside it says where it came from and the digest of its tree.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pipeline.catalog.names import Tier
+from pipeline.catalog.tiers import EmbeddedSource, HubSource
+from pipeline.errors import StageError
+from pipeline.manifest.encoding import canonical
+from pipeline.ports import files
+from pipeline.ports.hub import Hub, copy, link
+from pipeline.stages import model_folder
+from pipeline.stages.project import Project
+
+
+def fetch(project: Project, hub: Hub | None = None) -> Path:
+    """Put the teacher into `project.teacher` and return that folder.
+
+    Args:
+        hub: where repositories come from; by default what HF_ENDPOINT, HF_TOKEN and HF_HOME say.
+
+    Raises:
+        StageError: it is not what was pinned, or not a model this pipeline can use.
+        ToolError: the hub cannot be reached or refuses.
+    """
+    source = project.params.teacher.hub or project.params.teacher.embedded
+    assert source is not None, "params.yaml names exactly one source"
+    if isinstance(source, HubSource):
+        return _from_hub(source, project.teacher, project.teacher_record, hub)
+    return _from_folder(source, project)
+
+
+def fetch_tier(project: Project, tier: Tier, hub: Hub | None = None) -> Path:
+    """Put a tier's own hub repository into `project.model(tier)` and return that folder; raises as `fetch` does."""
+    source = project.tier(tier).hub
+    if source is None:
+        raise StageError(f"{tier} has no repository of its own", hint=f"write 'hub' into models/{tier}.yaml")
+    return _from_hub(source, project.model(tier), project.distillation_report(tier), hub)
+
+
+def _from_hub(source: HubSource, target: Path, record: Path, hub: Hub | None) -> Path:
+    hub = hub or Hub.of(os.environ)
+    wanted = hub.files(source.repo, source.revision)
+    weights = [file for file in wanted if file.name.endswith(".safetensors")]
+    if not weights:
+        raise StageError(
+            f"{source.repo} has no weights as model*.safetensors", hint="choose a repository with safetensors"
+        )
+    got: list[tuple[Path, str]] = []
+    # Weights last: a config that asks for code is refused before gigabytes are fetched for nothing.
+    for file in [file for file in wanted if file not in weights] + weights:
+        path = hub.download(source.repo, source.revision, file)
+        model_folder.refuse_code(path, file.name)
+        got.append((path, file.name))
+    return _place(got, target, record, {"hub": source.model_dump()}, link)
+
+
+def _from_folder(source: EmbeddedSource, project: Project) -> Path:
+    folder = project.root / source.path
+    if not folder.is_dir():
+        raise StageError(f"{folder}: no such folder", hint="mend teacher.embedded.path in params.yaml")
+    found = files.tree_digest(folder)
+    if found != source.digest:
+        raise StageError(
+            f"{folder}: digest {found}, pinned is {source.digest}",
+            hint="restore the folder, or pin the digest found in params.yaml",
+        )
+    parts = [(path, path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file()]
+    return _place(parts, project.teacher, project.teacher_record, {"embedded": source.path}, copy)
+
+
+def _place(
+    parts: Iterable[tuple[Path, str]],
+    target: Path,
+    record: Path,
+    origin: dict[str, object],
+    put: Callable[[Path, Path], None],
+) -> Path:
+    with files.new_folder(target) as folder:
+        for path, name in parts:
+            put(path, folder / name)
+        model_folder.check(folder)
+    files.write(record, canonical({**origin, "digest": files.tree_digest(target)}) + b"\n")
+    return target

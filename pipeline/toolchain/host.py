@@ -1,0 +1,170 @@
+"""llama.cpp for this machine: one compile gives the Python wheel, `llama-imatrix` and `llama-quantize`.
+
+Rules: the cache key records everything that affects the bytes; objects do not contain the folder they were built in;
+a result appears under its name when it is whole, a killed build goes on where it stopped. Instruction sets beyond the
+common level of the architecture are left out (x86-64-v3 on x86_64), so a cache may be shared between machines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.errors import ToolError
+from pipeline.ports import files, process
+from pipeline.toolchain import source, wheel
+from pipeline.toolchain.cache import folder, locked
+from pipeline.toolchain.compiling import build_tool, compile_targets
+
+TARGETS = ("llama", "llama-imatrix", "llama-quantize")
+OPTIONS = {
+    "CMAKE_BUILD_TYPE": "Release",
+    "CMAKE_BUILD_WITH_INSTALL_RPATH": "ON",
+    "CMAKE_INSTALL_RPATH": "$ORIGIN",
+    "CMAKE_PLATFORM_NO_VERSIONED_SONAME": "ON",  # a wheel cannot hold the symbolic links that versions need
+    "CMAKE_SHARED_LINKER_FLAGS": "-s",
+    "CMAKE_EXE_LINKER_FLAGS": "-s",
+    "BUILD_SHARED_LIBS": "ON",
+    "GGML_CCACHE": "OFF",
+    "GGML_NATIVE": "OFF",
+    "GGML_OPENMP": "OFF",
+    "LLAMA_BUILD_APP": "OFF",
+    "LLAMA_BUILD_COMMIT": source.LLAMA_COMMIT,
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_BUILD_NUMBER": "0",
+    "LLAMA_BUILD_SERVER": "OFF",
+    "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_BUILD_TOOLS": "ON",
+    "LLAMA_BUILD_UI": "OFF",
+    "LLAMA_OPENSSL": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",
+}
+HINT = "make setup builds it once (about ten minutes of CPU time)"
+NO_COMPILER = "install a C and C++ compiler (Debian, Ubuntu: apt-get install g++) or name them in CC and CXX"
+
+
+@dataclass(frozen=True)
+class HostToolchain:
+    """The built tools; they find their shared libraries beside themselves."""
+
+    folder: Path
+    source: Path
+    digest: str
+
+    @property
+    def wheel(self) -> Path:
+        """The wheel of llama-cpp-python with the same libraries in it."""
+        return next((self.folder / "wheel").glob("*.whl"))
+
+    @property
+    def libraries(self) -> Path:
+        """Folder of the shared libraries and programs."""
+        return self.folder / "bin"
+
+    @property
+    def imatrix(self) -> Path:
+        return self.libraries / "llama-imatrix"
+
+    @property
+    def quantize(self) -> Path:
+        return self.libraries / "llama-quantize"
+
+    @property
+    def converter(self) -> Path:
+        """llama.cpp's `convert_hf_to_gguf.py`; `gguf-py` and `conversion` stand beside it."""
+        return source.llama_cpp(self.source) / "convert_hf_to_gguf.py"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that affects the bytes of a build."""
+
+    cc: str
+    cxx: str
+
+    @cached_property
+    def record(self) -> dict[str, object]:
+        versions = {c: process.run([c, "--version"], hint=NO_COMPILER).splitlines()[0] for c in (self.cc, self.cxx)}
+        return {
+            "source": f"sha256:{source.SHA256}",
+            "options": OPTIONS,
+            "compilers": list(versions.values()),
+            "flags": [os.environ.get(name, "") for name in ("CFLAGS", "CXXFLAGS", "LDFLAGS")],
+            "machine": platform.machine(),
+        }
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
+
+
+def find(cache: Path | None = None) -> HostToolchain:
+    """Return the toolchain that `build` left in the cache folder, by default the user's.
+
+    Raises:
+        ToolError: it is not built, or this machine has no compiler to tell which one it would be.
+    """
+    found = _toolchain(cache or folder(), _inputs())
+    if not found.folder.exists():
+        raise ToolError("llama.cpp is not built for this machine", hint=HINT)
+    return found
+
+
+def build(cache: Path | None = None) -> HostToolchain:
+    """Return the toolchain, built where the cache folder lacks it; shows its progress on standard error.
+
+    Raises:
+        ToolError: no compiler, no source, or the compile fails.
+    """
+    inputs, cache = _inputs(), cache or folder()
+    toolchain = _toolchain(cache, inputs)
+    with locked(toolchain.folder.with_suffix(".lock")):
+        if not toolchain.folder.exists():
+            source.fetch(cache)
+            _build(toolchain, inputs)
+    return toolchain
+
+
+def _inputs() -> Inputs:
+    return Inputs(
+        cc=process.find(os.environ.get("CC", "cc"), NO_COMPILER),
+        cxx=process.find(os.environ.get("CXX", "c++"), NO_COMPILER),
+    )
+
+
+def _toolchain(cache: Path, inputs: Inputs) -> HostToolchain:
+    place = cache / "llama.cpp" / f"host-{inputs.digest[:16]}"
+    return HostToolchain(folder=place, source=source.unpacked(cache), digest=inputs.digest)
+
+
+def _build(toolchain: HostToolchain, inputs: Inputs) -> None:
+    work = toolchain.folder.with_suffix(".partial")
+    work.mkdir(parents=True, exist_ok=True)
+    tree = source.llama_cpp(toolchain.source)
+    maps = " ".join(f"-ffile-prefix-map={place}={name}" for place, name in ((tree, "llama.cpp"), (work, "build")))
+    options = OPTIONS | {
+        "CMAKE_C_COMPILER": inputs.cc,
+        "CMAKE_CXX_COMPILER": inputs.cxx,
+        "CMAKE_MAKE_PROGRAM": build_tool("ninja"),
+        "CMAKE_C_FLAGS": f"{os.environ.get('CFLAGS', '')} {maps}".strip(),
+        "CMAKE_CXX_FLAGS": f"{os.environ.get('CXXFLAGS', '')} {maps}".strip(),
+    }
+    compile_targets(tree, work, options, TARGETS, title="llama.cpp for this machine")
+    with files.new_folder(toolchain.folder) as out:
+        _collect(work / "bin", out / "bin")
+        (out / "wheel").mkdir()
+        wheel.pack(toolchain.source, sorted((out / "bin").glob("lib*.so")), out / "wheel")
+        (out / "build.json").write_text(json.dumps(inputs.record, indent=2, sort_keys=True) + "\n")
+    shutil.rmtree(work)
+
+
+def _collect(built: Path, out: Path) -> None:
+    out.mkdir()
+    for name in sorted(p.name for p in built.iterdir() if p.suffix == ".so" or p.name in TARGETS):
+        shutil.copy(built / name, out / name)

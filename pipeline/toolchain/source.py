@@ -1,0 +1,73 @@
+"""The pinned llama.cpp: the source distribution of llama-cpp-python holds it whole, tools and converter included.
+
+Rules: pip fetches it, so mirrors and proxies set up for pip serve here too; its digest is checked before anything in
+it runs; it is unpacked beside its place and renamed, and never written to afterwards.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from pipeline.errors import ToolError
+from pipeline.ports import files, process
+from pipeline.toolchain.cache import locked
+
+PACKAGE = "llama-cpp-python"
+VERSION = "0.3.36"
+SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+LLAMA_COMMIT = "0c1e57098bba"
+FOLDER = f"llama_cpp_python-{VERSION}"
+
+
+def unpacked(cache: Path) -> Path:
+    """Return where `fetch` puts the source tree."""
+    return cache / "llama.cpp" / f"source-{SHA256[:16]}"
+
+
+def llama_cpp(source: Path) -> Path:
+    """Return llama.cpp's own tree within the unpacked source."""
+    return source / "vendor" / "llama.cpp"
+
+
+def fetch(cache: Path) -> Path:
+    """Return the unpacked source tree, fetched where the cache lacks it.
+
+    Raises:
+        ToolError: the package index is unreachable or serves other bytes than those pinned.
+    """
+    tree = unpacked(cache)
+    with locked(tree.with_suffix(".lock")):
+        if not tree.exists():
+            with tempfile.TemporaryDirectory(dir=tree.parent, prefix=".fetch.") as scratch:
+                unpack(_download(Path(scratch)), Path(scratch)).replace(tree)
+    return tree
+
+
+def _download(scratch: Path) -> Path:
+    wanted = scratch / "requirements.txt"
+    wanted.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE]
+    process.run(
+        [*pip, "--require-hashes", "--requirement", wanted, "--dest", scratch],
+        hint=f"make {PACKAGE}=={VERSION} (source distribution) reachable for pip: network, proxy or mirror",
+        env={"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+    )
+    return scratch / f"{FOLDER}.tar.gz"
+
+
+def unpack(archive: Path, scratch: Path) -> Path:
+    """Return the tree of a source archive, unpacked into `scratch`; raises ToolError where it is not the pinned one."""
+    # pip has checked the digest; an archive put in its place by other means is still refused here.
+    if files.sha256_file(archive) != SHA256:
+        raise ToolError(f"{archive.name} is not the pinned one", hint="remove pip's cache and check the package index")
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(scratch, filter="data")
+    except (tarfile.TarError, OSError) as e:
+        shutil.rmtree(scratch / FOLDER, ignore_errors=True)
+        raise ToolError(f"cannot unpack {archive.name}: {e}", hint="free 400 MB in the cache folder") from e
+    return scratch / FOLDER
