@@ -1,7 +1,8 @@
 """`models/<tier>.yaml`: where a tier's weights come from and how its variants are made.
 
 Rules: a tier either descends from the teacher (`distill`) or names its own hub repository (`repo`), never both;
-GGUF tiers carry one recipe per target, the large tier carries `shard`.
+GGUF tiers carry one recipe per target, the large tier carries `shard`. Both sources are always written, the unused one as
+null: DVC tracks them by name.
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ class TierFile(Document):
     """One `models/<tier>.yaml`."""
 
     tier: Tier
-    license: str = "apache-2.0"
-    hub: HubSource | None = None
-    distill: Distill | None = None
+    license: Annotated[str, Field(description="SPDX id, written into the GGUF")]
+    hub: Annotated[HubSource | None, Field(description="null where the tier descends from the teacher")]
+    distill: Annotated[Distill | None, Field(description="null where the tier has its own hub repository")]
     convert: Convert | None = None
     calibrate: Calibrate | None = None
     recipes: dict[Target, Recipe] | None = None

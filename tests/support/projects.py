@@ -22,7 +22,8 @@ def project(root: Path, teacher: dict[str, Any], tiers: dict[str, Any] | None = 
     (root / "models").mkdir(parents=True, exist_ok=True)
     (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     for name, content in (tiers or {}).items():
-        (root / "models" / f"{name}.yaml").write_text(yaml.safe_dump({"tier": str(name), **content}), encoding="utf-8")
+        tier = {"tier": str(name), "license": "apache-2.0", "hub": None, "distill": None, **content}
+        (root / "models" / f"{name}.yaml").write_text(yaml.safe_dump(tier), encoding="utf-8")
     _lines(root / "distill.jsonl", [_example(n) for n in range(64)])
     _lines(root / "calibration.jsonl", [_example(n) for n in range(100, 108)])
     _lines(root / "golden.jsonl", [_golden(n) for n in range(4)])

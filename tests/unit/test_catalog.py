@@ -159,4 +159,4 @@ def test_a_prompt_file_is_refused_with_file_and_line(lines: str, says: str) -> N
 def test_a_tier_file_is_complete(text: str, says: str) -> None:
     """A tier has one source and all that its kind needs."""
     with pytest.raises(CatalogError, match=re.escape(says)):
-        parse_yaml(text, TierFile, "models/x.yaml")
+        parse_yaml(f"{text}\nlicense: mit\nhub: null\ndistill: null", TierFile, "models/x.yaml")
