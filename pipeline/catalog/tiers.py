@@ -1,8 +1,8 @@
 """`models/<tier>.yaml`: where a tier's weights come from and how its variants are made.
 
 Rules: a tier either descends from the teacher (`distill`) or names its own hub repository (`repo`), never both;
-GGUF tiers carry one recipe per target, the large tier carries `shard`. Both sources are always written, the unused one as
-null: DVC tracks them by name.
+GGUF tiers carry one recipe per target, the large tier carries `shard`. Both sources are always written, the unused
+one as null: DVC tracks them by name.
 """
 
 from __future__ import annotations

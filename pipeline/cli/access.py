@@ -119,7 +119,7 @@ class Access:
         if not path.exists():
             raise CatalogError(
                 f"{path}: nobody is trusted for this line yet",
-                hint="copy the publisher's trust.yaml there, or give --trust FILE; `edge-release sign` pins its own key",
+                hint="copy the publisher's trust file there, or give --trust FILE (`sign` pins its own key)",
             )
         return trust_port.load_trust(path), path.resolve().parent
 

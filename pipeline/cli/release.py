@@ -110,8 +110,7 @@ def _sign(args: argparse.Namespace) -> None:
     release = manifest.release
     if release.expires <= datetime.now(UTC):
         raise StageError(
-            f"release {release.version} expired on {release.expires:%Y-%m-%d}, {project.params.release.valid_days} days "
-            "after its commit",
+            f"release {release.version} expired on {release.expires:%Y-%m-%d}",
             hint="commit anew, or set SOURCE_DATE_EPOCH=$(date +%s) and run dvc repro --force manifest",
         )
     signer = access.signer

@@ -68,7 +68,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A project with a random Qwen3 as its teacher, built once."""
     home = tmp_path_factory.mktemp("workshop")
     root = home / "project"
-    teacher = models.save(root / "models/own", models.qwen3(hidden_size=256, intermediate_size=256, num_hidden_layers=3))
+    teacher = models.save(
+        root / "models/own", models.qwen3(hidden_size=256, intermediate_size=256, num_hidden_layers=3)
+    )
     _write_project(root, teacher)
     env = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("EDGE_RELEASE_REGISTRY", "GITHUB_"))},
@@ -100,7 +102,12 @@ def _write_project(root: Path, teacher: Path) -> None:
     )
     params = yaml.safe_load((root / "params.yaml").read_text())
     for limits in params["thresholds"]["tiers"].values():
-        limits["quality"] = {"exact_match_min": 0.0, "mean_kl_max": 9.0, "p99_kl_max": 99.0, "perplexity_ratio_max": 99.0}
+        limits["quality"] = {
+            "exact_match_min": 0.0,
+            "mean_kl_max": 9.0,
+            "p99_kl_max": 99.0,
+            "perplexity_ratio_max": 99.0,
+        }
         limits["latency"] = {"ttft_p95_ms_max": 99999.0, "per_token_p95_ms_max": 99999.0}
         limits["cost_per_1k_usd_max"] = 999.0
     params["release"].update(line="own", version=1)
@@ -165,7 +172,9 @@ CHANGES = [
     pytest.param("models/tiny-edge.yaml", "base: Q4_0", "base: Q4_1", {"quantize@tiny-edge-arm64"}, id="recipe"),
     pytest.param("models/tiny-edge.yaml", "outtype: f32", "outtype: f16", {"convert@tiny-edge"}, id="conversion"),
     pytest.param("models/large.yaml", "degree: 2", "degree: 1", {"shard@*"}, id="shards"),
-    pytest.param("golden.jsonl", "total of", "sum of", {"distill@*", "check@*", "check-large@*", "manifest"}, id="golden"),
+    pytest.param(
+        "golden.jsonl", "total of", "sum of", {"distill@*", "check@*", "check-large@*", "manifest"}, id="golden"
+    ),
 ]
 
 
@@ -183,7 +192,7 @@ def test_a_gate_that_says_no_stops_the_build_with_a_reason_a_line(untouched: Wor
     """With a threshold out of reach dvc repro fails, names each variant, and leaves no manifest to sign."""
     untouched.edit("params.yaml", "exact_match_min: 0.0", "exact_match_min: 1.0")
     said = untouched.run("dvc", "repro", status=255)
-    assert len(re.findall(r"^refused: tiny-edge-\w+ on host: exact match is \S+, below 1$", said, re.M)) == 3
+    assert len(re.findall(r"^refused: tiny-edge-\w+ on host: exact match is \S+, below 1$", said, re.MULTILINE)) == 3
     assert not (untouched.root / "build/gate.json").exists()
 
 

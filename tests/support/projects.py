@@ -12,6 +12,7 @@ from pipeline.stages.project import Project
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO = REPOSITORY / "models" / "demo"
+BLANK = {"license": "apache-2.0", "hub": None, "distill": None}
 
 
 def project(root: Path, teacher: dict[str, Any], tiers: dict[str, Any] | None = None) -> Project:

@@ -43,7 +43,7 @@ def test_the_repository_s_own_catalog_is_valid() -> None:
         pytest.param(("line: edge-demo", "line: ../evil"), "release.line: .*pattern", id="path as a line"),
         pytest.param(("  dev: [host]", "  nightly: [host]"), "channels.nightly", id="unknown channel"),
         pytest.param(("dev: [host]", "dev: [pi6]"), "channels.dev.0: .*'pi5'", id="unknown runner class"),
-        pytest.param(("exact_match_min: 0.8,", "exact_match_min: .nan,"), "exact_match_min", id="NaN"),
+        pytest.param(("exact_match_min: 0.9,", "exact_match_min: .nan,"), "exact_match_min", id="NaN"),
         pytest.param(("teacher:", "teacher: ["), "not YAML", id="not YAML"),
         pytest.param(("  embedded:", "  hub: {repo: a/b, revision: main}\n  embedded:"), "teacher.hub.revision", id="a branch"),
     ],

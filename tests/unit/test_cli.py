@@ -37,14 +37,16 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         cli.main([command, "--help"])
     assert e.value.code == 0
     text = capsys.readouterr().out
-    for example in re.findall(r"^  edge-release (.+)$", text, re.M):
+    for example in re.findall(r"^  edge-release (.+)$", text, re.MULTILINE):
         cli.parser().parse_args(shlex.split(example))
 
 
-@pytest.mark.parametrize("page", ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))])
+@pytest.mark.parametrize(
+    "page", ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))]
+)
 def test_commands_in_the_documentation_exist(page: str) -> None:
     """Every `$ edge-release ...` line of the documentation is accepted by the parser."""
-    for line in re.findall(r"^\$ edge-release (.+?)(?:  +#.*)?$", (ROOT / page).read_text(), re.M):
+    for line in re.findall(r"^\$ edge-release (.+?)(?:  +#.*)?$", (ROOT / page).read_text(), re.MULTILINE):
         if "COMMAND" not in line:
             cli.parser().parse_args(shlex.split(line))
 

@@ -37,7 +37,7 @@ def test_a_stage_is_one_call_of_the_command_line(stage: str) -> None:
     command = spec["cmd"]
     for key in ("tier", "target"):
         if key in matrix:
-            command = command.replace("${item.%s}" % key, matrix[key][0])
+            command = command.replace("${item." + key + "}", matrix[key][0])
     program, *argv = shlex.split(command)
     assert program == "edge-release"
     assert callable(cli.parser().parse_args(argv).run)

@@ -56,8 +56,8 @@ def test_two_different_runs_are_a_reason() -> None:
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        pytest.param({"exact_match": 0.1}, r"exact match is 0\.1, below 0\.8", id="exact match"),
-        pytest.param({"mean_kl": 9.0}, r"mean KL is 9, above 0\.1", id="mean KL"),
+        pytest.param({"exact_match": 0.1}, r"exact match is 0\.1, below 0\.9", id="exact match"),
+        pytest.param({"mean_kl": 9.0}, r"mean KL is 9, above 0\.05", id="mean KL"),
         pytest.param({"size": 10**9}, r"size \(bytes\) is 1e\+09, above 4e\+06", id="size"),
     ],
 )

@@ -16,6 +16,9 @@ def test_percentiles_and_json_are_of_the_measured_durations(tmp_path: Path) -> N
     found = benchmark(durations, tmp_path / "kept" / "benchmark.json")
     assert (found["first"].p50, found["first"].p95) == (2.0, 2.9)
     assert (found["next"].p50, found["next"].p95) == (5.05, 9.505)
-    kept = {b["params"]["name"]: b["stats"] for b in json.loads((tmp_path / "kept/benchmark.json").read_text())["benchmarks"]}
+    kept = {
+        b["params"]["name"]: b["stats"]
+        for b in json.loads((tmp_path / "kept/benchmark.json").read_text())["benchmarks"]
+    }
     assert kept["first"]["data"] == pytest.approx([0.001, 0.002, 0.003])
     assert kept["next"]["rounds"] == 100
