@@ -1,7 +1,8 @@
 """A recipe: the per-tensor quantization types of a GGUF variant.
 
-Rules: `base` is a preset of llama.cpp; `tensors` maps regular expressions over GGUF tensor names to types, first
-match wins (as in `llama-quantize --tensor-type`). Equal recipes have equal digests, and so give one file.
+Rules: `base` is a preset of llama.cpp; `tensors` is a list of PATTERN=TYPE as `llama-quantize --tensor-type-file` reads
+it, regular expressions over GGUF tensor names of which the first match wins. Equal recipes have equal digests, and so
+give one file.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Recipe(Document):
 
     base: str
     imatrix: bool = True
-    tensors: dict[str, str] = Field(default_factory=dict)
+    tensors: list[str] = Field(default_factory=list)
 
     @field_validator("base")
     @classmethod
@@ -45,15 +46,25 @@ class Recipe(Document):
 
     @field_validator("tensors")
     @classmethod
-    def _known_types(cls, value: dict[str, str]) -> dict[str, str]:
-        for pattern, kind in value.items():
-            if kind not in TENSOR_TYPES:
-                raise ValueError(f"{pattern}: {kind!r} is not one of {', '.join(TENSOR_TYPES)}")
+    def _known_types(cls, value: list[str]) -> list[str]:
+        for entry in value:
+            pattern, _, kind = entry.rpartition("=")
+            if not pattern or kind not in TENSOR_TYPES:
+                raise ValueError(f"{entry!r} is not PATTERN=TYPE with a type of {', '.join(TENSOR_TYPES)}")
             try:
                 re.compile(pattern)
             except re.error as e:
                 raise ValueError(f"{pattern!r} is not a regular expression: {e}") from e
         return value
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        """The patterns with their types, in the order in which they are tried."""
+        found: dict[str, str] = {}
+        for entry in self.tensors:
+            pattern, _, kind = entry.rpartition("=")
+            found.setdefault(pattern, kind)
+        return found
 
     @property
     def digest(self) -> str:

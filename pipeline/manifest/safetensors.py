@@ -97,7 +97,7 @@ def _document(header: bytes) -> dict[str, Any]:
     if not header.startswith(b"{"):
         _refuse("the header is not a JSON object")
     try:
-        document: dict[str, Any] = json.loads(header.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+        document: dict[str, Any] = json.loads(header.decode(), object_pairs_hook=_unique, parse_int=_whole)
     except (ValueError, RecursionError):
         _refuse("the header is not JSON in UTF-8")
     return document
@@ -122,7 +122,13 @@ def _tensor(name: str, entry: object, start: int) -> Tensor:
 
 
 def _is_extent(number: object) -> bool:
-    return type(number) is int and 0 <= number <= MAX_EXTENT  # JSON's true is an int to Python
+    return type(number) is int and number <= MAX_EXTENT  # JSON's true is an int to Python
+
+
+def _whole(digits: str) -> int:
+    if digits.startswith("-"):  # of which -0 would otherwise pass for 0
+        _refuse("a number is negative")
+    return int(digits)
 
 
 def _is_text(value: object) -> bool:

@@ -8,7 +8,6 @@ Hugging Face's own (`models--org--name/blobs/<etag>`), so what `transformers` fe
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -176,10 +175,12 @@ class Hub:
         where = f"{self.endpoint}: {what}"
         if isinstance(error, errors.HfHubHTTPError):
             return _refused(error, where)
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return StageError(f"{what}: no space left in {self.cache}", hint="free space, or set HF_HUB_CACHE")
         if isinstance(error, errors.OfflineModeIsEnabled):
             return ToolError(f"{where}: HF_HUB_OFFLINE forbids it", hint="unset HF_HUB_OFFLINE")
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+            return StageError(
+                f"{what}: cannot write into {self.cache}: {error.strerror}", hint="free space, or set HF_HUB_CACHE"
+            )
         reason = " ".join(str(error).split()) or type(error).__name__
         return ToolError(
             f"{where}: {reason}", hint="check HF_ENDPOINT and the network; what was received is kept, run it again"

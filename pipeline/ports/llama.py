@@ -163,7 +163,7 @@ def quantize(
     params = api.llama_model_quantize_default_params()
     params.nthread, params.ftype, params.max_buf_size = threads, PRESETS[recipe.base], SLAB_BYTES
     if recipe.tensors:
-        params.tt_overrides = _overrides(api, recipe.tensors)
+        params.tt_overrides = _overrides(api, recipe.overrides)
     if imatrix:
         params.imatrix, kept = _imatrix(api, imatrix)
     if metadata:

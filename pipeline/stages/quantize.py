@@ -113,7 +113,7 @@ def refuse_unusable(recipe: Recipe, where: str) -> None:
     if recipe.imatrix:
         return
     wanting = [recipe.base] if recipe.base in BASES_NEEDING_IMATRIX else []
-    wanting += [kind for kind in recipe.tensors.values() if kind in TYPES_NEEDING_IMATRIX]
+    wanting += [kind for kind in recipe.overrides.values() if kind in TYPES_NEEDING_IMATRIX]
     if wanting:
         raise CatalogError(
             f"{where}: {', '.join(dict.fromkeys(wanting))} without an importance matrix gives garbage",
@@ -123,8 +123,8 @@ def refuse_unusable(recipe: Recipe, where: str) -> None:
 
 def refuse_unmatched(recipe: Recipe, tensors: list[str], imatrix: Imatrix, where: str) -> None:
     """Raise CatalogError where a pattern matches no tensor, or gives one a type that its missing activations forbid."""
-    first = {t: next((p for p in recipe.tensors if re.search(p, t)), None) for t in tensors}
-    for pattern, kind in recipe.tensors.items():
+    first = {t: next((p for p in recipe.overrides if re.search(p, t)), None) for t in tensors}
+    for pattern, kind in recipe.overrides.items():
         if not any(re.search(pattern, t) for t in tensors):
             raise CatalogError(f"{where}: pattern {pattern!r} matches no tensor", hint="mend or remove it")
         bare = [t for t in UNCHECKED if first.get(t) == pattern and t not in imatrix]
@@ -195,7 +195,7 @@ def _origin(matrix: Path, imatrix: Imatrix, tier: Tier) -> dict[str, str | int]:
 
 def _describe(recipe: Recipe, inputs: Inputs, fallbacks: list[dict[str, str]]) -> bytes:
     # Patterns as a list: their order counts, and an object's keys have none.
-    shown = {"base": recipe.base, "imatrix": recipe.imatrix, "tensors": list(map(list, recipe.tensors.items()))}
+    shown = {"base": recipe.base, "imatrix": recipe.imatrix, "tensors": recipe.tensors}
     document = {
         "recipe": shown,
         "recipe_digest": f"sha256:{recipe.digest}",

@@ -6,10 +6,13 @@ Rules: nothing outside the cache folder is written; one process builds, the othe
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 
 def folder() -> Path:
@@ -25,5 +28,9 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path`, waiting for whoever holds it; the kernel frees it when a holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.warning("waiting for another process that holds %s", path)
+            fcntl.flock(f, fcntl.LOCK_EX)
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.stages.teacher import fetch, fetch_tier
 from tests.support import models
 from tests.support.hub import REPO, REVISION, LocalHub, serving
 from tests.support.projects import gguf_tier, project
+from tests.support.ranks import on_ranks
 
 WEIGHTS = "model.safetensors"
 SOURCE = {"repo": REPO, "revision": REVISION}
@@ -230,10 +232,20 @@ def test_a_repository_without_safetensors_is_an_error(hub: LocalHub, work: Proje
         fetch(work, client(hub, tmp_path))
 
 
-def test_a_full_disk_is_an_error_that_says_so(hub: LocalHub, work: Project) -> None:
-    """A cache that takes no byte ends in one line."""
-    with pytest.raises(PipelineError, match="acme/qwen3-small"):
-        fetch(work, Hub(hub.endpoint, None, Path("/dev/full/cache")))
+def test_a_full_disk_ends_in_one_line_and_keeps_what_came(hub: LocalHub, work: Project, tmp_path: Path) -> None:
+    """When a file cannot grow the error says where, and with space again the rest alone is fetched."""
+
+    def fetch_little(_: int) -> str:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        with pytest.raises(StageError) as caught:
+            fetch(work, client(hub, tmp_path))
+        return caught.value.message
+
+    assert "model.safetensors: cannot write into" in on_ranks(1, fetch_little)[0]
+    hub.ranges.clear()
+    fetch(work, client(hub, tmp_path))
+    assert hub.ranges == ["bytes=100000-"]
+    assert (work.teacher / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
 
 
 def test_an_index_that_names_missing_weights_is_an_error(hub: LocalHub, work: Project, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from pipeline.registry.publish import SignedRelease, publish
 from pipeline.registry.pull import pull
 from pipeline.registry.verify import verify_folder, verify_release
 from tests.support.killed import killed_before_change
-from tests.support.releases import LINE, NOW, SERVER, Publisher, flipped, replace_file, save_release
+from tests.support.releases import LINE, NOW, SERVER, Publisher, flipped, listing, replace_file, save_release
 
 DEV = Channel.DEV
 ROOT = Path(__file__).parents[2]
@@ -138,9 +137,9 @@ def test_pulling_killed_before_any_change(
         assert _check_current(into, publisher) in {1, 2}
         pull(store, two, SERVER, into)
         assert _check_current(into, publisher) == 2
-        assert sorted(os.listdir(into / "versions")) == ["1", "2"]
+        assert listing(into / "versions") == ["1", "2"]
         assert (into / "previous").readlink() == Path("versions/1")
-        assert os.listdir(into / ".partial") == []
+        assert listing(into / ".partial") == []
 
     assert _sweep(prepare, lambda: pull(store, two, SERVER, into), check) > 10
 
@@ -159,7 +158,7 @@ def test_mending_killed_before_any_change(root: Path, publisher: Publisher, tmp_
         assert (into / "current/rank-0/model.safetensors").is_file()
         pull(store, one, SERVER, into)
         assert _check_current(into, publisher) == 1
-        assert os.listdir(into / "versions") == ["1"]
+        assert listing(into / "versions") == ["1"]
 
     assert _sweep(prepare, lambda: pull(store, one, SERVER, into), check) > 10
 

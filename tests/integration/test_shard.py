@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -106,6 +107,21 @@ def test_two_ranks_decode_what_one_process_decodes(model: Path, tmp_path: Path) 
     assert_like_one_process(model, asked, Output.model_validate_json(out.read_bytes()).answers, logits)
 
 
+def test_one_rank_is_the_whole_model(tmp_path: Path) -> None:
+    """With degree 1 nothing is split, and a request for no tokens has an answer all the same."""
+    model = models.save(tmp_path / "model", models.qwen3(tie_word_embeddings=True))
+    folder = split(model, tmp_path / "shards", Shard(degree=1))
+    asked, out, wanted = requests(model), tmp_path / "out.json", tmp_path / "requests.json"
+    job = Job(
+        requests=[*asked, Request(ids=[1], max_tokens=0)], timeout_s=120, threads=1, logits=str(tmp_path / "l.npy")
+    )
+    wanted.write_bytes(job.encode())
+    assert on_ranks(1, lambda _: main([str(folder), str(wanted), str(out)])) == [0]
+    *answers, none = Output.model_validate_json(out.read_bytes()).answers
+    assert_like_one_process(model, asked, answers, tmp_path / "l.npy")
+    assert none == Answer(tokens=[], ttft_ns=0, step_ns=[])
+
+
 def test_torchrun_starts_the_ranks(tmp_path: Path) -> None:
     """The launcher gives each prompt's answer, its timings, and every rank's memory."""
     model = models.save(tmp_path / "model", models.qwen3(tie_word_embeddings=True))
@@ -187,8 +203,15 @@ def test_a_style_that_is_not_known_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_no_shards(tmp_path: Path) -> None:
     """Where the shards cannot be written the error is one line and nothing is left."""
     model = models.save(tmp_path / "model", models.llama())
-    with pytest.raises(StageError, match="cannot write"):
-        split(model, Path("/dev/full/shards"), Shard(degree=2))
+
+    def split_into_little(_: int) -> str:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        with pytest.raises(StageError) as caught:
+            split(model, tmp_path / "out" / "shards", Shard(degree=2))
+        return caught.value.message
+
+    assert "cannot write" in on_ranks(1, split_into_little)[0]
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_file_with_bytes_missing_is_not_closed_quietly(tmp_path: Path) -> None:

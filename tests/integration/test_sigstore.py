@@ -416,11 +416,13 @@ def test_other_log_is_refused(site: Site, tmp_path: Path, service: str) -> None:
     assert refusal(sigstore.opener(pinned, verify_path), bundle).refusal is Refusal.TAMPERED
 
 
-def handmade(instance: SigstoreInstance, kind: str) -> bytes:
-    """Return a bundle for a payload of any kind, as a signer without the stock client could make it."""
+def handmade(
+    instance: SigstoreInstance, kind: str = dsse.PAYLOAD_TYPE, names: list[x509.GeneralName] | None = None
+) -> bytes:
+    """Return a bundle for a payload of any kind and signers of any names, such as no stock client makes."""
     key = ec.generate_private_key(ec.SECP256R1())
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
-    chain = instance.ca.issue(request.public_bytes(Encoding.PEM), github_claims())
+    chain = instance.ca.issue(request.public_bytes(Encoding.PEM), github_claims(), names)
     signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(PAYLOAD), PAYLOAD)
     signature = base64.b64encode(key.sign(signed, ec.ECDSA(hashes.SHA256()))).decode()
     envelope = {
@@ -461,8 +463,24 @@ def hex_to_base64(digits: str) -> str:
 
 def test_other_payload_type_is_refused(site: Site) -> None:
     """A signed payload that is no in-toto statement is refused, however well it is signed."""
-    assert site.opener()(handmade(site.instance, dsse.PAYLOAD_TYPE)).payload == PAYLOAD
+    assert site.opener()(handmade(site.instance)).payload == PAYLOAD
     assert refusal(site.opener(), handmade(site.instance, "text/plain")).refusal is Refusal.MALFORMED
+
+
+SIGNER = f"https://github.com/{github_claims()['job_workflow_ref']}"
+ODD_NAMES: dict[str, list[x509.GeneralName]] = {
+    "two": [x509.UniformResourceIdentifier(SIGNER), x509.UniformResourceIdentifier("https://example.org/mallory")],
+    "twice": [x509.UniformResourceIdentifier(SIGNER)] * 2,
+    "and an address": [x509.UniformResourceIdentifier(SIGNER), x509.RFC822Name("mallory@example.org")],
+    "as a host": [x509.DNSName(SIGNER)],
+    "as a registered identifier": [x509.RegisteredID(x509.ObjectIdentifier("1.2.3"))],
+}
+
+
+@pytest.mark.parametrize("case", ODD_NAMES)
+def test_certificate_names_one_uri(site: Site, case: str) -> None:
+    """A certificate that names the pinned identity beside another, or as something else, is refused."""
+    assert refusal(site.opener(), handmade(site.instance, names=ODD_NAMES[case])).refusal is Refusal.WRONG_SIGNER
 
 
 def test_key_and_keyless_do_not_mix(site: Site, tmp_path: Path) -> None:

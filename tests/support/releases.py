@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -61,14 +60,15 @@ def hostile_gguf(size: int = 4096) -> bytes:
 
 def safetensors_bytes(seed: int) -> bytes:
     """Return a valid safetensors file."""
-    return save({"w": np.full((16, 16), seed, dtype=np.float32)})
+    data: bytes = save({"w": np.full((16, 16), seed, dtype=np.float32)})
+    return data
 
 
 @dataclass(frozen=True)
 class Publisher:
     """Someone with a signing key."""
 
-    pair: KeyPair = field(default_factory=lambda: new_pair())
+    pair: KeyPair = field(default_factory=lambda: new_pair())  # noqa: PLW0108 - it is defined below
 
     @property
     def sign(self) -> Signer:
@@ -184,9 +184,14 @@ def flipped(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
 
 
+def listing(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def open_files() -> int:
     """Return how many files this process has open."""
-    return len(os.listdir("/proc/self/fd"))
+    return len(listing(Path("/proc/self/fd")))
 
 
 def _predicate(
@@ -214,7 +219,7 @@ def _predicate(
 
 def _entry(name: str, files: list[File]) -> VariantEntry:
     variant = Variant.parse(name)
-    kind = "gguf" if any(f.name.endswith(".gguf") for f in files) else "safetensors"
+    kind: Literal["gguf", "safetensors"] = "gguf" if any(f.name.endswith(".gguf") for f in files) else "safetensors"
     model = ModelConfig(architecture="llama", parameters=1, layers=1, hidden=256, vocabulary=3, context=64)
     return VariantEntry(
         name=name,

@@ -28,7 +28,7 @@ class Hooked:
         return self.inner.url
 
     def put_blob(self, digest: str, source: Path, progress: Progress) -> bool:
-        return self._around("put_blob", lambda: self.inner.put_blob(digest, source, progress))
+        return bool(self._around("put_blob", lambda: self.inner.put_blob(digest, source, progress)))
 
     def blob_size(self, digest: str) -> int | None:
         return self.inner.blob_size(digest)
@@ -40,7 +40,7 @@ class Hooked:
             yield self.stream(f)
 
     def create(self, name: str, data: bytes) -> None:
-        self._around(f"create {name.split('/')[0]}", lambda: self.inner.create(name, data))
+        self._around(f"create {name.partition('/')[0]}", lambda: self.inner.create(name, data))
 
     def read(self, name: str, limit: int) -> bytes | None:
         return self.inner.read(name, limit)

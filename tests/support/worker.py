@@ -16,7 +16,7 @@ from pipeline.ports import keys
 from pipeline.registry.consume import fetch
 from pipeline.registry.publish import publish
 from pipeline.registry.pull import pull
-from pipeline.registry.store import open_store
+from pipeline.registry.store import Progress, open_store
 from tests.support.releases import EDGE, LINE, NOW, Publisher, load_release
 from tests.support.stores import kill_self, killing
 
@@ -44,7 +44,7 @@ def main(verb: str, registry: str, folder: str, key: str, point: str) -> int:
     return 0
 
 
-def _killing_progress(point: str):
+def _killing_progress(point: str) -> Progress:
     kind, _, number = point.partition(" ")
 
     def progress(done: int, total: int, label: str) -> None:

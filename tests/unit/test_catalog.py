@@ -90,8 +90,12 @@ def test_there_are_nine_variants_and_their_names_parse() -> None:
     ("recipe", "says"),
     [
         pytest.param("base: Q4_K_X", "allowed are F32, F16", id="unknown preset"),
-        pytest.param("base: Q4_0\ntensors: {token_embd.weight: Q9}", "'Q9' is not one of F32", id="unknown type"),
-        pytest.param("base: Q4_0\ntensors: {'[': Q8_0}", "not a regular expression", id="bad pattern"),
+        pytest.param(
+            "base: Q4_0\ntensors: [token_embd.weight=Q9]",
+            "'token_embd.weight=Q9' is not PATTERN=TYPE",
+            id="unknown type",
+        ),
+        pytest.param("base: Q4_0\ntensors: ['[=Q8_0']", "not a regular expression", id="bad pattern"),
     ],
 )
 def test_a_recipe_names_only_what_llama_cpp_knows(recipe: str, says: str) -> None:
@@ -102,11 +106,11 @@ def test_a_recipe_names_only_what_llama_cpp_knows(recipe: str, says: str) -> Non
 
 def test_a_recipe_s_digest_is_over_all_that_affects_bytes() -> None:
     """Any change of a recipe, even the order of its patterns, changes the digest; writing it anew does not."""
-    one = Recipe(base="Q4_0", tensors={"a": "Q8_0", "b": "Q6_K"})
+    one = Recipe(base="Q4_0", tensors=["a=Q8_0", "b=Q6_K"])
     others = [
-        Recipe(base="Q4_1", tensors={"a": "Q8_0", "b": "Q6_K"}),
-        Recipe(base="Q4_0", imatrix=False, tensors={"a": "Q8_0", "b": "Q6_K"}),
-        Recipe(base="Q4_0", tensors={"b": "Q6_K", "a": "Q8_0"}),
+        Recipe(base="Q4_1", tensors=["a=Q8_0", "b=Q6_K"]),
+        Recipe(base="Q4_0", imatrix=False, tensors=["a=Q8_0", "b=Q6_K"]),
+        Recipe(base="Q4_0", tensors=["b=Q6_K", "a=Q8_0"]),
     ]
     assert len({r.digest for r in [one, *others]}) == 4
     assert one.digest == Recipe.model_validate_json(one.model_dump_json()).digest

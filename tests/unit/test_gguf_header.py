@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import Refusal, TrustError
@@ -24,6 +24,7 @@ from pipeline.manifest.gguf import (
     read_header,
 )
 
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 U8, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 4, 6, 7, 8, 9, 10
 
 
@@ -133,6 +134,7 @@ TENSORS = st.dictionaries(
 )
 
 
+@UNHURRIED
 @given(metadata=METADATA, tensors=TENSORS, alignment=st.sampled_from([8, 32, 64, 4096]))
 def test_agrees_with_the_formats_own_reader(
     tmp_path_factory: pytest.TempPathFactory,
@@ -188,6 +190,22 @@ def test_large_vocabulary_is_counted() -> None:
     assert read(data).tensors[0].offset == len(data) - 16
 
 
+@pytest.mark.parametrize("beyond", range(-10, 11))
+def test_texts_may_end_anywhere(beyond: int) -> None:
+    """What follows an array is found wherever the array's texts end in the pieces that are read."""
+    before = len(model([pair("texts", ARRAY, number(STRING, 4) + number(2))], [], 0))
+    texts = text(bytes((1 << 20) - before - 8 - 8 - 3 + beyond)) + text("abc")
+    entries = [pair("texts", ARRAY, number(STRING, 4) + number(2) + texts), pair("after", STRING, text("found"))]
+    assert read(model(entries, [], 0)).metadata == {"texts": Array(2), "after": "found"}
+
+
+def test_product_beyond_64_bits_is_refused() -> None:
+    """A shape whose product does not fit 64 bits is refused, even if a file could be as large."""
+    data = model([], [info(shape=(2**62, 4), kind=24)], 0)
+    with pytest.raises(TrustError, match="cannot have shape"):
+        read_header(io.BytesIO(data), len(data) + 2**64)
+
+
 class Counting(io.BytesIO):
     """Counts the bytes that are read."""
 
@@ -212,8 +230,10 @@ HOSTILE = {
     "other magic": b"GGML" + VALID[4:],
     "version 2": model([], [], 0, version=2),
     "other byte order": model([], [], 0, version=3 << 24),
-    "too many tensors": b"GGUF" + number(3, 4) + number(MAX_TENSORS + 1) + number(0),
-    "too many entries": b"GGUF" + number(3, 4) + number(0) + number(MAX_ENTRIES + 1),
+    "too many tensors": model(
+        [], [info(f"t{i}", offset=32 * i) for i in range(MAX_TENSORS + 1)], 32 * (MAX_TENSORS + 1)
+    ),
+    "too many entries": model([pair(f"k{i}", U8, b"\0") for i in range(MAX_ENTRIES + 1)], [], 0),
     "counts of all ones": b"GGUF" + number(3, 4) + b"\xff" * 16,
     "key twice": model([ENTRY, ENTRY], [], 0),
     "empty key": model([pair("", U8, b"\0")], [], 0),
@@ -234,7 +254,7 @@ HOSTILE = {
     "texts of all ones": model([pair("k", ARRAY, number(STRING, 4) + b"\xff" * 8)], [], 0),
     "text in an array of all ones": model([pair("k", ARRAY, number(STRING, 4) + number(1) + b"\xff" * 8)], [], 0),
     "alignment of zero": model([pair("general.alignment", U32, number(0, 4))], [info()]),
-    "alignment of 24": model([pair("general.alignment", U32, number(24, 4))], [info()]),
+    "alignment of 24": model([pair("general.alignment", U32, number(24, 4))], [info()], 16, alignment=24),
     "alignment of another type": model([pair("general.alignment", U64, number(32))], [info()]),
     "alignment as text": model([pair("general.alignment", STRING, text("32"))], [info()]),
     "five dimensions": model([], [info(shape=(1, 1, 1, 1, 1))]),
@@ -317,6 +337,7 @@ def test_every_truncation_is_refused() -> None:
         refused(VALID[:end])
 
 
+@UNHURRIED
 @given(data=st.data())
 def test_any_change_parses_or_is_refused(data: st.DataObject) -> None:
     """However a valid file is changed, it is refused or read within its bounds, and nothing else happens."""
@@ -338,6 +359,7 @@ def test_any_change_parses_or_is_refused(data: st.DataObject) -> None:
     assert all(math.prod(t.shape) > 0 for t in header.tensors)
 
 
+@UNHURRIED
 @given(data=st.binary(max_size=200))
 def test_any_bytes_are_refused(data: bytes) -> None:
     """Arbitrary bytes behind the magic are refused unless they are an empty model."""

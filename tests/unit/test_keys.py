@@ -173,7 +173,7 @@ def test_symbolic_link_is_refused(tmp_path: Path, target: str) -> None:
     load_or_create(tmp_path / "real")
     (tmp_path / "keys").mkdir(mode=0o700)
     (tmp_path / "keys" / PRIVATE_FILE).symlink_to(tmp_path / "real" / (PRIVATE_FILE if target == "key" else target))
-    with pytest.raises(ToolError, match="symbolic link"):
+    with pytest.raises(ToolError, match="is a symbolic link"):
         load_or_create(tmp_path / "keys")
 
 

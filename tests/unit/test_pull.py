@@ -20,7 +20,7 @@ from pipeline.registry.consume import Fetched, fetch
 from pipeline.registry.folder import FolderStore
 from pipeline.registry.publish import publish
 from pipeline.registry.pull import pull
-from pipeline.registry.store import Store
+from pipeline.registry.store import Progress, Store
 from pipeline.registry.verify import verify_folder
 from tests.support.releases import (
     EDGE,
@@ -30,6 +30,7 @@ from tests.support.releases import (
     Publisher,
     flipped,
     hostile_gguf,
+    listing,
     open_files,
     replace_file,
     tree,
@@ -116,7 +117,7 @@ def test_versions_follow_one_another(store: FolderStore, into: Path, add: Callab
     for accepted in (first, second, third, second):
         pull(store, accepted, EDGE, into)
         there = tree(into)
-        links.append((there["current"], there.get("previous"), sorted(os.listdir(into / "versions"))))
+        links.append((there["current"], there.get("previous"), listing(into / "versions")))
     assert links == [
         ("versions/1", None, ["1"]),
         ("versions/2", "versions/1", ["1", "2"]),
@@ -197,7 +198,7 @@ def test_a_damaged_version_is_mended(
     DAMAGE[case](into / "versions/1")
     pull(store, accepted, SERVER, into)
     assert tree(into / "versions/1") == good
-    assert sorted(os.listdir(into / "versions")) == ["1"]
+    assert listing(into / "versions") == ["1"]
     _verify(into, publisher, SERVER)
 
 
@@ -330,7 +331,7 @@ def test_a_hostile_model_does_not_stay(
     with pytest.raises(TrustError) as caught:
         pull(store, second, EDGE, into)
     assert caught.value.refusal is Refusal.HOSTILE_MODEL
-    assert sorted(os.listdir(into / "versions")) == ["1"]
+    assert listing(into / "versions") == ["1"]
     assert _partials(into) == {}
     _verify(into, publisher)
 
@@ -412,7 +413,7 @@ def test_leftovers_in_the_making_are_tidied(
     (making / "config.json").symlink_to("/etc/passwd")
     (into / "versions/.new-9").mkdir()
     pull(store, add(1), SERVER, into)
-    assert os.listdir(into / "versions") == ["1"]
+    assert listing(into / "versions") == ["1"]
     _verify(into, publisher, SERVER)
 
 
@@ -505,12 +506,16 @@ def test_what_is_beside_the_files_is_what_was_accepted(
     assert (folder / "model.sig").read_bytes() == accepted.bundles.variants[EDGE]
 
 
+def _recorder(seen: list[tuple[int, int, str]]) -> Progress:
+    return lambda *report: seen.append(report)
+
+
 def test_progress_ends_at_the_variants_size(store: FolderStore, into: Path, add: Callable[..., Fetched]) -> None:
     """Progress rises to the variant's size, whether files are fetched, linked or there."""
     for version in (1, 2):
         accepted = add(version)
         seen: list[tuple[int, int, str]] = []
-        pull(store, accepted, SERVER, into, lambda *report: seen.append(report))
+        pull(store, accepted, SERVER, into, _recorder(seen))
         total = sum(f.size for f in accepted.manifest.variant(SERVER).files)
         assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
         assert seen[-1][:2] == (total, total)

@@ -25,11 +25,9 @@ INPUTS = Inputs(source="1" * 64, imatrix="2" * 64, library="3" * 64)
         pytest.param(Recipe(base="IQ3_XS", imatrix=False), "IQ3_XS without", id="base-mixes-in-a-type-that-does"),
         pytest.param(Recipe(base="Q2_K_S", imatrix=False), "Q2_K_S without", id="k-quant-that-needs-imatrix"),
         pytest.param(
-            Recipe(base="Q4_K_M", imatrix=False, tensors={"ffn_up": "IQ1_S"}), "IQ1_S without", id="type-needs-imatrix"
+            Recipe(base="Q4_K_M", imatrix=False, tensors=["ffn_up=IQ1_S"]), "IQ1_S without", id="type-needs-imatrix"
         ),
-        pytest.param(
-            Recipe(base="BF16", tensors={"ffn_up": "Q4_K"}), "ignores 'tensors'", id="types-under-a-float-base"
-        ),
+        pytest.param(Recipe(base="BF16", tensors=["ffn_up=Q4_K"]), "ignores 'tensors'", id="types-under-a-float-base"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(recipe: Recipe, reason: str) -> None:
@@ -48,13 +46,13 @@ def test_every_preset_may_be_used_with_an_importance_matrix(base: str) -> None:
 @pytest.mark.parametrize(
     ("tensors", "reason"),
     [
-        pytest.param({"blk[.]7[.]": "Q8_0"}, "matches no tensor", id="pattern-without-tensor"),
-        pytest.param({"token_embd": "IQ2_XXS"}, "token_embd.weight as IQ2_XXS", id="embedding-has-no-activations"),
-        pytest.param({"^output": "IQ1_M"}, "output.weight as IQ1_M", id="output-has-no-activations"),
-        pytest.param({".": "IQ2_S"}, "token_embd.weight as IQ2_S", id="pattern-for-all"),
+        pytest.param(["blk[.]7[.]=Q8_0"], "matches no tensor", id="pattern-without-tensor"),
+        pytest.param(["token_embd=IQ2_XXS"], "token_embd.weight as IQ2_XXS", id="embedding-has-no-activations"),
+        pytest.param(["^output=IQ1_M"], "output.weight as IQ1_M", id="output-has-no-activations"),
+        pytest.param([".=IQ2_S"], "token_embd.weight as IQ2_S", id="pattern-for-all"),
     ],
 )
-def test_patterns_are_held_against_the_model(tensors: dict[str, str], reason: str) -> None:
+def test_patterns_are_held_against_the_model(tensors: list[str], reason: str) -> None:
     """A pattern that matches nothing, or on which llama.cpp would abort, is refused."""
     with pytest.raises(CatalogError, match=reason):
         refuse_unmatched(Recipe(base="Q4_K_M", tensors=tensors), TENSORS, IMATRIX, "here")
@@ -62,22 +60,22 @@ def test_patterns_are_held_against_the_model(tensors: dict[str, str], reason: st
 
 def test_the_first_pattern_that_matches_counts() -> None:
     """A type that would be refused for a tensor is allowed where an earlier pattern gives that tensor another."""
-    tensors = {"token_embd": "Q8_0", "^output": "Q6_K", ".": "IQ2_S"}
+    tensors = ["token_embd=Q8_0", "^output=Q6_K", ".=IQ2_S"]
     refuse_unmatched(Recipe(base="Q4_K_M", tensors=tensors), TENSORS, IMATRIX, "here")
 
 
 @given(st.permutations(["token_embd", "output", "ffn_down", "."]))
 def test_the_order_of_patterns_is_part_of_the_digest(patterns: list[str]) -> None:
     """Two orders of the same patterns have one digest only if they are one order."""
-    first = Recipe(base="Q4_K_M", tensors=dict.fromkeys(["token_embd", "output", "ffn_down", "."], "Q8_0"))
-    other = Recipe(base="Q4_K_M", tensors=dict.fromkeys(patterns, "Q8_0"))
-    assert (first.digest == other.digest) == (list(first.tensors) == list(other.tensors))
+    first = Recipe(base="Q4_K_M", tensors=[f"{p}=Q8_0" for p in ("token_embd", "output", "ffn_down", ".")])
+    other = Recipe(base="Q4_K_M", tensors=[f"{p}=Q8_0" for p in patterns])
+    assert (first.digest == other.digest) == (first.tensors == other.tensors)
 
 
 @given(st.sampled_from(sorted(PRESETS)), st.sampled_from(sorted(TENSOR_TYPES)), st.booleans())
 def test_equal_recipes_have_equal_digests(base: str, kind: str, imatrix: bool) -> None:
     """A recipe read back from its own JSON has the same digest."""
-    recipe = Recipe(base=base, imatrix=imatrix, tensors={"ffn_up": kind})
+    recipe = Recipe(base=base, imatrix=imatrix, tensors=[f"ffn_up={kind}"])
     assert Recipe.model_validate_json(recipe.model_dump_json()).digest == recipe.digest
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,6 +170,35 @@ def test_processes_at_once_lose_nothing(path: Path, manifest: Manifest) -> None:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert state.load(path) == _seen(59, 59)
+
+
+def _locked_while_renaming(path: Path, manifest: Manifest) -> int:
+    """Remember in a child process that looks, right before the file is replaced, whether the lock is held."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 2
+
+    def hook(event: str, _: tuple[object, ...]) -> None:
+        nonlocal status
+        if event == "os.rename":
+            with Path(f"{path}.lock").open() as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    status = 1
+                except BlockingIOError:
+                    status = 0
+
+    try:
+        sys.addaudithook(hook)
+        state.remember(path, _accepted(manifest, _seen(1)))
+    finally:
+        os._exit(status)
+
+
+def test_remembering_holds_the_lock(path: Path, manifest: Manifest) -> None:
+    """From reading to replacing nobody else can get in between."""
+    assert _locked_while_renaming(path, manifest) == 0
 
 
 def test_the_default_place_is_the_users(tmp_path: Path) -> None:

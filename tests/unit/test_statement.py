@@ -107,7 +107,7 @@ UNSAFE = {
     "line break": "a\nb",
     "line break at the end": "model.gguf\n",
     "space": "a b",
-    "looks like ASCII": "mоdel.gguf",
+    "looks like ASCII": "m\u043edel.gguf",
     "too long": "a" * 201,
     "far too long": "a/" * MAX_NAME + "a",
     "home": "~/x",

@@ -122,7 +122,7 @@ def test_no_link_is_opened_even_after_the_look(name: str, folder: Path, files: l
     wanted = next(f for f in files if f.name == name)
     with beneath.root(folder) as root:
         tree.check_shape(root, files, beside={"model.sig"})
-        _link(folder / name.split("/")[0])
+        _link(folder / name.partition("/")[0])
         with pytest.raises(TrustError) as caught:
             tree.check_file(root, wanted, streams.Meter(lambda *_: None, 0))
     assert caught.value.refusal is Refusal.SYMLINK
@@ -161,6 +161,20 @@ def test_digests_come_before_headers(folder: Path, files: list[File]) -> None:
     with pytest.raises(TrustError) as caught:
         _check(folder, files)
     assert caught.value.refusal is Refusal.TAMPERED
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+def test_the_size_counts_for_itself(off: int, folder: Path, files: list[File]) -> None:
+    """A size other than the manifest's is refused before a byte is read, though the digest may be right."""
+    wrong = files[0].model_copy(update={"size": files[0].size + off})
+    read: list[int] = []
+    with pytest.raises(TrustError) as caught:
+        _check(folder, [wrong, *files[1:]], progress=lambda done, *_: read.append(done))
+    assert caught.value.refusal is Refusal.TAMPERED
+    with beneath.root(folder) as root, pytest.raises(TrustError) as caught:
+        tree.check_file(root, wrong, streams.Meter(lambda done, *_: read.append(done), 0))
+    assert caught.value.refusal is Refusal.TAMPERED
+    assert read == []
 
 
 def test_large_files_are_streamed(tmp_path: Path) -> None:
