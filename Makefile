@@ -53,8 +53,8 @@ rebuild: $(VENV)/.ready ## repeat the release in a clean folder; fails unless ev
 	@edge-release rebuild
 
 bench: $(VENV)/.ready ## measure quantize and verify beside their peers
-	@python tests/bench/bench_quantize.py
-	@python tests/bench/bench_verify.py
+	@python -m tests.bench.bench_quantize
+	@python -m tests.bench.bench_verify
 
 schema: $(VENV)/.ready ## write manifests/schema/ anew from the code
 	@python -m pipeline.stages.schema manifests/schema

@@ -108,7 +108,7 @@ def _verify_folder(access: Access, progress: Progress) -> None:
 
 def _report(args: argparse.Namespace, accepted: Fetched, where: str) -> None:
     release = accepted.manifest.release
-    files = accepted.manifest.files()
+    files, entries = accepted.manifest.files(), accepted.manifest.predicate.variants
     if args.json:
         output.emit(
             {
@@ -123,9 +123,10 @@ def _report(args: argparse.Namespace, accepted: Fetched, where: str) -> None:
             }
         )
         return
+    held = "every file of a variant" if args.folder else f"{len(files)} files, {len(entries)} variants"
     output.say(
-        f"{where}release {release.line} {release.version} ({release.tag}) verified: {len(files)} files, "
-        f"{len(accepted.manifest.predicate.variants)} variants, valid until {release.expires:%Y-%m-%d}"
+        f"{where}release {release.line} {release.version} ({release.tag}) verified: {held}, "
+        f"valid until {release.expires:%Y-%m-%d}"
     )
 
 
@@ -153,7 +154,7 @@ def _print(manifest: Manifest, digest: str) -> None:
             f"{v.model.parameters / 1e6:.2f} M",
             f"{sum(f.size for f in v.files) / 1e6:.2f}",
             str(len(v.files)),
-            v.files[0].sha256[:12],
+            max(v.files, key=lambda f: f.size).sha256[:12],
             ", ".join(e.runner for e in v.evidence),
         ]
         for v in manifest.predicate.variants

@@ -89,19 +89,12 @@ def verdict_table(verdict: Verdict) -> str:
 
 @contextmanager
 def byte_bars() -> Iterator[Callable[[int, int, str], None]]:
-    """Yield a callback (bytes done, bytes in all, label) that draws one bar a label on standard error."""
-    bar: tqdm[Any] | None = None
+    """Yield a callback (bytes done, bytes in all, what is at work) that draws one bar on standard error."""
+    with tqdm(unit="B", unit_scale=True, leave=False, disable=None, file=sys.stderr) as bar:
 
-    def show(done: int, total: int, label: str) -> None:
-        nonlocal bar
-        if bar is None or bar.desc != f"{label}: ":
-            if bar is not None:
-                bar.close()
-            bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, leave=False, disable=None, file=sys.stderr)
-        bar.update(done - bar.n)
+        def show(done: int, total: int, label: str) -> None:
+            bar.total = total
+            bar.set_description(label, refresh=False)
+            bar.update(done - bar.n)
 
-    try:
         yield show
-    finally:
-        if bar is not None:
-            bar.close()

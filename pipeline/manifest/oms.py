@@ -58,6 +58,6 @@ def statement(variant: str, files: list[File]) -> bytes:
 def check_covers(payload: bytes, variant: str, files: list[File]) -> None:
     """Raise TrustError MIXED unless a verified OMS payload speaks of exactly these files."""
     signed = decode(payload, _Statement, f"{variant}/{SIGNATURE_FILE}")
-    resources = {r.name: r.digest for r in signed.predicate.resources}
-    if signed.predicate_type != PREDICATE_TYPE or resources != {f.name: f.sha256 for f in files}:
+    resources = sorted((r.name, r.algorithm, r.digest) for r in signed.predicate.resources)
+    if signed.predicate_type != PREDICATE_TYPE or resources != sorted((f.name, "sha256", f.sha256) for f in files):
         raise TrustError(Refusal.MIXED, f"{variant}/{SIGNATURE_FILE} and the manifest speak of different files")

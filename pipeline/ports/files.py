@@ -39,8 +39,11 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
     Raises:
         StageError: the disk is full or the folder cannot be written; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as e:
+        raise _unwritable(path, e) from e
     try:
         with os.fdopen(handle, "wb") as f:
             f.write(data)
@@ -50,8 +53,12 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
         Path(temporary).replace(path)
     except OSError as e:
         Path(temporary).unlink(missing_ok=True)
-        raise StageError(f"cannot write {path}: {e.strerror}", hint="free space or choose another folder") from e
+        raise _unwritable(path, e) from e
     sync_folder(path.parent)
+
+
+def _unwritable(path: Path, error: OSError) -> StageError:
+    return StageError(f"cannot write {path}: {error.strerror}", hint="free space or choose another folder")
 
 
 def sync_folder(folder: Path) -> None:
