@@ -26,9 +26,6 @@ release: $(VENV)/.ready ## the main job: build, check, sign and publish all nine
 	@edge-release sign
 	$(SAY) 'publishing'
 	@edge-release publish
-	$(SAY) 'verifying what was published'
-	@edge-release verify
-	@edge-release show
 
 test: $(VENV)/.ready ## run the tests (those that need a service say how to enable them)
 	$(SAY) 'testing'

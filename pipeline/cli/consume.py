@@ -11,7 +11,6 @@ from pipeline.cli import output
 from pipeline.cli.access import Access, add_consumer_options
 from pipeline.cli.command import Commands, add
 from pipeline.errors import CatalogError
-from pipeline.manifest.statement import Manifest
 from pipeline.registry import consume, state, verify
 from pipeline.registry.channels import history
 from pipeline.registry.consume import Fetched
@@ -135,33 +134,7 @@ def _show(args: argparse.Namespace) -> None:
     if args.json:
         output.emit(accepted.manifest.model_dump(mode="json", by_alias=True))
         return
-    _print(accepted.manifest, accepted.digest)
-
-
-def _print(manifest: Manifest, digest: str) -> None:
-    release, source, gate = manifest.release, manifest.predicate.source, manifest.predicate.gate
-    changed = f", with {len(source.modified)} files modified" if source.modified else ""
-    output.say(f"release   {release.line} {release.version} ({release.tag}), valid until {release.expires:%Y-%m-%d}")
-    output.say(f"manifest  sha256:{digest}")
-    output.say(f"built     from commit {source.commit[:12]}{changed}; teacher {source.teacher}")
-    before = f"compared with release {gate.previous_version}" if gate.previous_version else "no release before it"
-    output.say(f"gate      passed for {', '.join(gate.channels)}; {before}\n")
-    rows = [
-        [
-            v.name,
-            v.format,
-            str(v.recipe.get("base", v.recipe.get("matrices"))),
-            f"{v.model.parameters / 1e6:.2f} M",
-            f"{sum(f.size for f in v.files) / 1e6:.2f}",
-            str(len(v.files)),
-            max(v.files, key=lambda f: f.size).sha256[:12],
-            ", ".join(e.runner for e in v.evidence),
-        ]
-        for v in manifest.predicate.variants
-    ]
-    head = ["variant", "format", "recipe", "parameters", "MB", "files", "sha256", "evidence"]
-    output.say(output.table(head, rows))
-    output.say("\n" + output.verdict_table(gate))
+    output.say(output.release_summary(accepted.manifest, accepted.digest))
 
 
 def _releases(args: argparse.Namespace) -> None:

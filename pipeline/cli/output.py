@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.errors import PipelineError, TrustError
-from pipeline.manifest.statement import Verdict
+from pipeline.manifest.statement import Manifest, Verdict
 
 
 def say(text: str) -> None:
@@ -85,6 +85,36 @@ def verdict_table(verdict: Verdict) -> str:
         for r in verdict.rows
     ]
     return table(head, rows)
+
+
+def release_summary(manifest: Manifest, digest: str) -> str:
+    """Return a release as a page of text: what it is, its variants, and what the gate saw."""
+    release, source, gate = manifest.release, manifest.predicate.source, manifest.predicate.gate
+    changed = f", with {len(source.modified)} files modified" if source.modified else ""
+    before = f"compared with release {gate.previous_version}" if gate.previous_version else "no release before it"
+    rows = [
+        [
+            v.name,
+            v.format,
+            str(v.recipe.get("base", v.recipe.get("matrices"))),
+            f"{v.model.parameters / 1e6:.2f} M",
+            f"{sum(f.size for f in v.files) / 1e6:.2f}",
+            str(len(v.files)),
+            max(v.files, key=lambda f: f.size).sha256[:12],
+            ", ".join(e.runner for e in v.evidence),
+        ]
+        for v in manifest.predicate.variants
+    ]
+    head = ["variant", "format", "recipe", "parameters", "MB", "files", "sha256", "evidence"]
+    return f"""\
+release   {release.line} {release.version} ({release.tag}), valid until {release.expires:%Y-%m-%d}
+manifest  sha256:{digest}
+built     from commit {source.commit[:12]}{changed}; teacher {source.teacher}
+gate      passed for {", ".join(gate.channels)}; {before}
+
+{table(head, rows)}
+
+{verdict_table(gate)}"""
 
 
 @contextmanager

@@ -155,6 +155,7 @@ def _publish(args: argparse.Namespace) -> None:
             }
         )
         return
+    output.say(output.release_summary(manifest, pointer.manifest_sha256) + "\n")
     output.say(
         f"published {pointer.line} {pointer.version} to {access.store.url}: {done.stored} files stored, "
         f"{done.skipped} were there; channel {pointer.channel} points to it (move {pointer.serial})"
