@@ -7,7 +7,9 @@ build is read but its manifest. Wall-clock figures carry no digest and are not c
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,13 +37,7 @@ def rebuild(project: Project, into: Path | None = None) -> int:
         )
     with _clean_folder(into) as folder:
         _copy_project(project, folder)
-        process.run(
-            ["dvc", "repro"],
-            cwd=folder,
-            env={"EDGE_RELEASE_REGISTRY": str(_registry(project))},
-            hint="see the messages above",
-            stream=True,
-        )
+        _repro(folder, str(_registry(project)))
         second = _manifest(Project.load(folder))
     ours, theirs = digests(first), digests(second)
     differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
@@ -68,6 +64,12 @@ def _walk(path: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _walk(f"{path}/{name or index}", inner)
     elif isinstance(value, str) and path.endswith("sha256"):
         yield path, value
+
+
+def _repro(folder: Path, registry: str) -> None:
+    programs = Path(sys.executable).parent  # dvc starts the stages by the name of our command
+    env = {"EDGE_RELEASE_REGISTRY": registry, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    process.run([programs / "dvc", "repro"], cwd=folder, env=env, hint="see the messages above", stream=True)
 
 
 def _manifest(project: Project) -> Manifest:

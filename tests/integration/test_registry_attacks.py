@@ -95,6 +95,12 @@ class Scene:
         accepted = fetch(self.store, opener=opener, line=LINE, seen=seen, now=self.now, **(how or {"channel": DEV}))
         pull(self.store, accepted, EDGE, self.into)
 
+    def verify_only(self, **how: Any) -> None:
+        """Do what an auditor does: fetch and verify where it lies."""
+        seen, opener = state.load(self.memory), self.publisher.opener
+        accepted = fetch(self.store, opener=opener, line=LINE, seen=seen, now=self.now, **(how or {"channel": DEV}))
+        verify_release(self.store, accepted)
+
     def verify_pulled(self, **options: Any) -> Fetched:
         """Verify what is active."""
         return verify_folder(
@@ -280,7 +286,7 @@ def test_an_attack_on_the_registry_is_refused(case: str, scene: Scene) -> None:
     refusal, attack = ON_THE_REGISTRY[case]
     attack(scene)
     before, memory = tree(scene.into), scene.memory.read_bytes()
-    for update in (scene.update, scene.pull_only):
+    for update in (scene.update, scene.pull_only, scene.verify_only):
         with pytest.raises(TrustError) as caught:
             update()
         assert caught.value.refusal is refusal

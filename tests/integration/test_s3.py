@@ -32,7 +32,7 @@ from pipeline.registry.pull import pull
 from pipeline.registry.s3 import Limits, S3Store, connect
 from pipeline.registry.store import Store, open_store, silent
 from pipeline.registry.verify import verify_folder, verify_release
-from tests.support.contract import DATA, DIGEST, StoreContract
+from tests.support.contract import DATA, DIGEST, StoreContract, overtaken
 from tests.support.proxy import Proxy
 from tests.support.releases import EDGE, LINE, NOW, Publisher, save_release
 from tests.support.stores import Hooked
@@ -140,6 +140,16 @@ def test_one_of_many_racing_writers_wins(store: S3Store, prefix: str) -> None:
         thread.join()
     assert (len(won), len(lost)) == (1, 7)
     assert store.read(layout.release(LINE, 1), 9) == b"%d" % won[0]
+
+
+def test_a_writer_that_is_overtaken_is_told(store: S3Store, prefix: str) -> None:
+    """The server decides who was first, not the look taken before."""
+    name = layout.release(LINE, 1)
+    mine = connect(BUCKET, prefix, QUICK)
+    overtaken(mine.client, BUCKET, f"{prefix}/{name}")
+    with pytest.raises(ConflictError):
+        mine.create(name, b"mine")
+    assert store.read(name, 99) == b"another's"
 
 
 def test_a_bucket_with_versions_keeps_the_first(publisher: Publisher, prefix: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,17 @@ from tests.support.releases import flipped
 
 DATA = bytes(range(256)) * 40
 DIGEST = sha256(DATA)
+
+
+def overtaken(client: Any, bucket: str, key: str) -> None:
+    """Let another writer create a key right before this client's next PUT leaves, after all looks were taken."""
+    pending = [b"another's"]
+
+    def write(**_: object) -> None:
+        if pending:
+            client.put_object(Bucket=bucket, Key=key, Body=pending.pop())
+
+    client.meta.events.register("before-call.s3.PutObject", write)
 
 
 class StoreContract:

@@ -17,7 +17,7 @@ from pipeline.errors import ConflictError, RegistryError
 from pipeline.manifest.encoding import sha256
 from pipeline.registry.s3 import Limits, S3Store, connect
 from pipeline.registry.store import open_store, silent
-from tests.support.contract import DATA, DIGEST, StoreContract
+from tests.support.contract import DATA, DIGEST, StoreContract, overtaken
 
 SECRET = "very-secret-key"
 ONCE = Limits(connect=1, read=2, attempts=1)
@@ -69,6 +69,16 @@ def test_objects_lie_below_the_prefix(client: Any, prefix: str) -> None:
     assert S3Store(client, "bucket", prefix[:-1], ONCE).names("releases/demo/") == []
     keys = [o["Key"] for o in client.list_objects_v2(Bucket="bucket", Prefix=prefix)["Contents"]]
     assert keys == [f"{prefix}/{name}"]
+
+
+def test_a_writer_that_is_overtaken_is_told(client: Any, prefix: str) -> None:
+    """The server decides who was first, not the look taken before."""
+    name = "releases/demo/0000000001.json"
+    mine = connect("bucket", prefix, ONCE)
+    overtaken(mine.client, "bucket", f"{prefix}/{name}")
+    with pytest.raises(ConflictError):
+        mine.create(name, b"mine")
+    assert S3Store(client, "bucket", prefix, ONCE).read(name, 99) == b"another's"
 
 
 def test_large_files_go_up_in_parts(client: Any, prefix: str, tmp_path: Path) -> None:
