@@ -305,7 +305,7 @@ def test_the_recipe_lies_beside_the_model(tier: Project) -> None:
     folder = make(tier, recipe).path.parent
     assert sorted(p.name for p in folder.iterdir()) == ["model.gguf", "recipe.json"]
     document = json.loads((folder / "recipe.json").read_bytes())
-    assert document["recipe"] == {"base": "Q4_K_M", "imatrix": True, "tensors": [list(i) for i in MIXED.items()]}
+    assert document["recipe"] == {"base": "Q4_K_M", "imatrix": True, "tensors": MIXED}
     assert document["recipe_digest"] == f"sha256:{recipe.digest}"
     assert document["imatrix_digest"] == f"sha256:{sha256_file(tier.imatrix(TIER))}"
 

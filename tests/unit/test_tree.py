@@ -177,6 +177,16 @@ def test_the_size_counts_for_itself(off: int, folder: Path, files: list[File]) -
     assert read == []
 
 
+def test_all_sizes_come_before_any_digest(folder: Path, files: list[File]) -> None:
+    """A last file of another size is refused without hashing the ones before it."""
+    wrong = files[-1].model_copy(update={"size": files[-1].size + 1})
+    read: list[int] = []
+    with pytest.raises(TrustError) as caught:
+        _check(folder, [*files[:-1], wrong], progress=lambda done, *_: read.append(done))
+    assert caught.value.refusal is Refusal.TAMPERED
+    assert read == []
+
+
 def test_large_files_are_streamed(tmp_path: Path) -> None:
     """A file of 512 MiB is checked in a process that may use 100 MiB of memory."""
     path = tmp_path / "model" / "weights.bin"
