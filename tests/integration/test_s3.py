@@ -1,6 +1,6 @@
 """A registry in a real S3 server: conditional writes, racing and killed publishers, servers that go away.
 
-`make services` starts a server; any other does as well, with the standard AWS variables and S3_TEST_BUCKET set.
+Any S3 server with an empty bucket does, with the standard AWS variables and S3_TEST_BUCKET set.
 S3_TEST_VERSIONED_BUCKET names a bucket with versioning, where there is one.
 """
 
@@ -42,7 +42,8 @@ MISSING = [name for name in VARIABLES if not os.environ.get(name)]
 pytestmark = [
     pytest.mark.s3,
     pytest.mark.skipif(
-        bool(MISSING), reason=f"not set: {', '.join(MISSING)}; run 'make services' and set what it prints"
+        bool(MISSING),
+        reason=f"not set: {', '.join(MISSING)}; set them for any S3 server with an empty bucket, then: pytest -m s3",
     ),
 ]
 

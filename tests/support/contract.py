@@ -17,15 +17,15 @@ DATA = bytes(range(256)) * 40
 DIGEST = sha256(DATA)
 
 
-def overtaken(client: Any, bucket: str, key: str) -> None:
-    """Let another writer create a key right before this client's next PUT leaves, after all looks were taken."""
+def overtaken(client: Any, bucket: str, key: str, when: str = "before") -> None:
+    """Let another writer put a key right before this client's next PUT leaves, or right after it was answered."""
     pending = [b"another's"]
 
     def write(**_: object) -> None:
         if pending:
             client.put_object(Bucket=bucket, Key=key, Body=pending.pop())
 
-    client.meta.events.register("before-call.s3.PutObject", write)
+    client.meta.events.register(f"{when}-call.s3.PutObject", write)
 
 
 class StoreContract:

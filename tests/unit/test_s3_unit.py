@@ -81,6 +81,16 @@ def test_a_writer_that_is_overtaken_is_told(client: Any, prefix: str) -> None:
     assert S3Store(client, "bucket", prefix, ONCE).read(name, 99) == b"another's"
 
 
+def test_a_writer_that_is_written_over_is_told(client: Any, prefix: str) -> None:
+    """Where a server knows no conditions, whoever reads back another's bytes did not win."""
+    name = "releases/demo/0000000001.json"
+    mine = connect("bucket", prefix, ONCE)
+    overtaken(mine.client, "bucket", f"{prefix}/{name}", when="after")
+    with pytest.raises(ConflictError):
+        mine.create(name, b"mine")
+    assert S3Store(client, "bucket", prefix, ONCE).read(name, 99) == b"another's"
+
+
 def test_large_files_go_up_in_parts(client: Any, prefix: str, tmp_path: Path) -> None:
     """A file larger than a part arrives whole, with its progress."""
     data = b"0123456789abcdef" * (12 << 16)
