@@ -148,7 +148,7 @@ class S3Store:
                 self.client.put_object(Bucket=self._bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
         except _AlreadyThereError as e:
             raise exists from e
-        if self.read(name, len(data)) != data:
+        if self.read(name, layout.MAX_RECORD) != data:
             raise exists
 
     def read(self, name: str, limit: int) -> bytes | None:
