@@ -6,23 +6,47 @@ Rules: a file is written beside its place, fsynced and renamed; a folder is fsyn
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from pipeline.errors import CatalogError, StageError
+
+PIECE = 256 << 10  # bytes
 
 T = TypeVar("T")
 
 
+def pieces(stream: BinaryIO, limit: int = sys.maxsize) -> Iterator[memoryview]:
+    """Yield what is left of a stream, at most `limit` bytes of it; each piece is valid until the next is asked for.
+
+    The buffer begins on a page. A large bytearray, as in `hashlib.file_digest`, begins 16 bytes into one, and some
+    AMD processors then copy from the kernel five times slower: hashing as a whole came down to 0.7 of OpenSSL's speed
+    (https://xuanwo.io/2023/04-rust-std-fs-slower-than-python/).
+    """
+    buffer = memoryview(mmap.mmap(-1, PIECE))
+    done = 0
+    while done < limit:
+        count: int = stream.readinto(buffer[: min(PIECE, limit - done)])  # type: ignore[attr-defined]
+        if not count:
+            return
+        done += count
+        yield buffer[:count]
+
+
 def sha256_file(path: Path) -> str:
     """Return the hex SHA-256 of a file."""
+    hasher = hashlib.sha256()
     with path.open("rb", buffering=0) as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+        for piece in pieces(f):
+            hasher.update(piece)
+    return hasher.hexdigest()
 
 
 def tree_digest(folder: Path) -> str:
