@@ -1,6 +1,7 @@
 """Files: whole or not at all, digests at the speed of OpenSSL, the catalog read into its models.
 
-Rules: a file is written beside its place, fsynced and renamed; a folder is fsynced after a name in it changed.
+Rules: a file is written beside its place, fsynced and renamed; a folder is fsynced after a name in it changed; a big
+file gets another name without being copied where that is possible.
 """
 
 from __future__ import annotations
@@ -83,6 +84,58 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 def _unwritable(path: Path, error: OSError) -> StageError:
     return StageError(f"cannot write {path}: {error.strerror}", hint="free space or choose another folder")
+
+
+def create(path: Path, data: bytes, mode: int = 0o644) -> bool:
+    """Write a file whole unless it exists; return whether this call made it. The folder must exist.
+
+    Raises:
+        OSError, StageError: it cannot be written; nothing is left behind.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as beside:
+        whole = Path(beside) / path.name
+        write(whole, data, mode)
+        try:
+            os.link(whole, path)  # unlike a rename, refuses to take another's place
+        except FileExistsError:
+            return False
+    sync_folder(path.parent)
+    return True
+
+
+def move(made: Path, path: Path) -> None:
+    """Give a finished file of the same file system its name, durably."""
+    with made.open("rb") as f:
+        os.fsync(f.fileno())
+    made.replace(path)
+    sync_folder(path.parent)
+
+
+def put(source: Path, path: Path, *, link: bool = True) -> None:
+    """Put a file at another place too, in a folder that is made if missing.
+
+    Args:
+        link: by a hard link where that is possible; else, or where it is not, by a copy.
+
+    Raises:
+        StageError: a file that a link would replace is there already, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not (link and _linked(source.resolve(), path)):
+            shutil.copyfile(source, path)
+    except OSError as e:
+        raise _unwritable(path, e) from e
+
+
+def _linked(source: Path, path: Path) -> bool:
+    try:
+        path.hardlink_to(source)
+    except FileExistsError:
+        raise  # a copy would write into a file that may have other names
+    except OSError:  # another file system, one without hard links, or another user's file
+        return False
+    return True
 
 
 def sync_folder(folder: Path) -> None:

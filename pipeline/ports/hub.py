@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -207,23 +206,6 @@ def _refused(error: HfHubHTTPError, where: str) -> PipelineError:
     if status in {401, 403}:
         return ToolError(f"{where}: refused with status {status}", hint="set HF_TOKEN to a valid token")
     return ToolError(f"{where}: status {status}", hint="try again later")
-
-
-def link(source: Path, target: Path) -> None:
-    """Put a cached file at `target`: a hard link where that is possible, else a copy; raises StageError as `copy`."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        copy(source, target)
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a file to `target`, whose folder is made if missing; raises StageError where the disk is full."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-    except OSError as e:
-        raise StageError(f"cannot write {target.name}: {e.strerror}", hint="free space") from e
 
 
 def _bar(file: RemoteFile) -> tqdm[NoReturn]:

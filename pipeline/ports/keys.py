@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +62,7 @@ def load_or_create(folder: Path | None = None) -> KeyPair:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_folder(place)
         if not os.path.lexists(path):
-            create(path, _private_pem(ec.generate_private_key(ec.SECP256R1())), mode=0o600)
+            files.create(path, _private_pem(ec.generate_private_key(ec.SECP256R1())), mode=0o600)
         pair = _parse(_read(path), path)
         public = place / PUBLIC_FILE
         if not public.is_file() or public.read_bytes() != pair.public_pem:
@@ -83,23 +82,6 @@ def signer(pair: KeyPair) -> Signer:
         return dsse.key_bundle(payload, signature, pair.public_pem)
 
     return sign
-
-
-def create(path: Path, data: bytes, mode: int = 0o644) -> bool:
-    """Write a file whole unless it exists; return whether this call made it. The folder must exist.
-
-    Raises:
-        OSError, StageError: it cannot be written; nothing is left behind.
-    """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as beside:
-        whole = Path(beside) / path.name
-        files.write(whole, data, mode)
-        try:
-            os.link(whole, path)  # unlike a rename, refuses to take another's place
-        except FileExistsError:
-            return False
-    files.sync_folder(path.parent)
-    return True
 
 
 def _check_folder(folder: Path) -> None:

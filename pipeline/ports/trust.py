@@ -17,7 +17,6 @@ from pipeline.errors import CatalogError, StageError
 from pipeline.manifest import dsse
 from pipeline.manifest.trust import Trust
 from pipeline.ports import files, sigstore
-from pipeline.ports.keys import create
 
 _TEXT = """\
 # Who may sign releases of this line, as pinned by whoever uses them. Made with the first signing key.
@@ -59,7 +58,7 @@ def pin_own_key(path: Path, line: str, public_pem: bytes) -> None:
     text = _TEXT.format(line=json.dumps(line), key=key.rstrip("\n"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = create(path, text.encode())
+        made = files.create(path, text.encode())
     except OSError as e:
         raise StageError(f"cannot write {path}: {e.strerror}", hint="free space or choose another folder") from e
     if not made:

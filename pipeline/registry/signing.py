@@ -6,8 +6,6 @@ result is the very record that is published, with each variant's folder as it wi
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,12 +52,7 @@ def write(folder: Path, bundles: Bundles, released: Mapping[str, Path]) -> None:
     """
     with files.new_folder(folder) as out:
         for name, source in released.items():
-            target = out / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(source.resolve(), target)
-            except OSError:  # another file system, or one without hard links
-                shutil.copyfile(source, target)
+            files.put(source, out / name)
         for variant, bundle in bundles.variants.items():
             (out / variant / oms.SIGNATURE_FILE).write_bytes(record.normal(bundle))
         (out / record.FILE).write_bytes(record.encode(bundles))

@@ -15,8 +15,7 @@ from pathlib import Path
 from pipeline.catalog.golden import Example
 from pipeline.catalog.names import Tier
 from pipeline.errors import StageError
-from pipeline.ports import llama, process
-from pipeline.stages import place
+from pipeline.ports import files, llama, process
 from pipeline.stages.project import Project
 from pipeline.toolchain import host
 
@@ -50,7 +49,7 @@ def calibrate(project: Project, tier: Tier) -> None:
             hint="check models/*.yaml: calibrate, and that the model decodes (edge-release check)",
         )  # fmt: skip
         llama.header(made)
-        place.move(made, out)
+        files.move(made, out)
 
 
 def _text(model: Path, examples: Sequence[Example], context: int) -> str:

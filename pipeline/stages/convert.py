@@ -16,8 +16,8 @@ from pipeline.catalog.names import Tier
 from pipeline.catalog.params import Teacher
 from pipeline.catalog.tiers import Convert, HubSource, TierFile
 from pipeline.errors import StageError, ToolError
-from pipeline.ports import llama, process
-from pipeline.stages import model_folder, place
+from pipeline.ports import files, llama, process
+from pipeline.stages import model_folder
 from pipeline.stages.project import Project
 from pipeline.toolchain import host
 
@@ -50,7 +50,7 @@ def convert(project: Project, tier: Tier) -> None:
         made = Path(scratch) / out.name
         _run_converter(shown, made, notes, settings, tier)
         _check(made)
-        place.move(made, out)
+        files.move(made, out)
 
 
 def metadata(source: TierFile, teacher: Teacher) -> dict[str, object]:

@@ -27,7 +27,6 @@ from pipeline.catalog.recipe import Recipe
 from pipeline.errors import CatalogError, StageError
 from pipeline.manifest.encoding import canonical, sha256
 from pipeline.ports import files, llama
-from pipeline.stages import place
 from pipeline.stages.project import MODEL, Project
 from pipeline.toolchain.cache import locked
 
@@ -95,7 +94,7 @@ def quantize(project: Project, variant: Variant) -> Quantized:
             found = _make(kept, source, matrix if recipe.imatrix else None, recipe, variant)
         _prune(store, {inputs.key(r) for r in recipes.values()})
         with files.new_folder(project.variant(variant)) as folder:
-            place.share(kept, folder / MODEL)
+            files.put(kept, folder / MODEL)
             (folder / RECIPE).write_bytes(_describe(recipe, inputs, found["fallbacks"]))
     fallbacks = tuple(llama.Fallback(**f) for f in found["fallbacks"])
     for f in fallbacks:
@@ -178,7 +177,7 @@ def _make(kept: Path, source: Path, matrix: Path | None, recipe: Recipe, variant
             )  # fmt: skip
         llama.header(made)
         found = {"sha256": files.sha256_file(made), "fallbacks": [asdict(f) for f in fallbacks]}
-        place.move(made, kept)
+        files.move(made, kept)
     files.write(kept.with_suffix(".json"), canonical(found) + b"\n")
     return found
 

@@ -7,7 +7,7 @@ appears whole or not at all; the record beside it says where it came from and th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.catalog.names import Tier
@@ -15,7 +15,7 @@ from pipeline.catalog.tiers import EmbeddedSource, HubSource
 from pipeline.errors import StageError
 from pipeline.manifest.encoding import canonical
 from pipeline.ports import files
-from pipeline.ports.hub import Hub, copy, link
+from pipeline.ports.hub import Hub
 from pipeline.stages import model_folder
 from pipeline.stages.project import Project
 
@@ -59,7 +59,7 @@ def _from_hub(source: HubSource, target: Path, record: Path, hub: Hub | None) ->
         path = hub.download(source.repo, source.revision, file)
         model_folder.refuse_code(path, file.name)
         got.append((path, file.name))
-    return _place(got, target, record, {"hub": source.model_dump()}, link)
+    return _place(got, target, record, {"hub": source.model_dump()}, link=True)
 
 
 def _from_folder(source: EmbeddedSource, project: Project) -> Path:
@@ -73,19 +73,15 @@ def _from_folder(source: EmbeddedSource, project: Project) -> Path:
             hint="restore the folder, or pin the digest found in params.yaml",
         )
     parts = [(path, path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file()]
-    return _place(parts, project.teacher, project.teacher_record, {"embedded": source.path}, copy)
+    return _place(parts, project.teacher, project.teacher_record, {"embedded": source.path}, link=False)
 
 
 def _place(
-    parts: Iterable[tuple[Path, str]],
-    target: Path,
-    record: Path,
-    origin: dict[str, object],
-    put: Callable[[Path, Path], None],
+    parts: Iterable[tuple[Path, str]], target: Path, record: Path, origin: dict[str, object], *, link: bool
 ) -> Path:
     with files.new_folder(target) as folder:
         for path, name in parts:
-            put(path, folder / name)
+            files.put(path, folder / name, link=link)
         model_folder.check(folder)
     files.write(record, canonical({**origin, "digest": files.tree_digest(target)}) + b"\n")
     return target

@@ -24,7 +24,7 @@ FREE = {"previous", "manifest"}
 # Plumbing that moves bytes but does not decide them: changing it must not train models again.
 PLUMBING = re.compile(
     r"pipeline\.(errors|catalog\..*|catalog|manifest\..*|manifest|ports|stages|toolchain|demo|registry"
-    r"|ports\.(files|process|git|torch_env|keys|trust|sigstore)|stages\.(project|place|previous)|toolchain\.(cache|compiling|wheel)"
+    r"|ports\.(files|process|git|torch_env|keys|trust|sigstore)|stages\.(project|previous)|toolchain\.(cache|compiling|wheel)"
     r"|registry\..*)"
 )
 

@@ -109,13 +109,6 @@ def test_threads_that_start_at_once_end_with_one_key(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "keys").iterdir()) == [PRIVATE_FILE, PUBLIC_FILE]
 
 
-def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
-    """What takes a name never takes it from another."""
-    assert keys.create(tmp_path / "file", b"first")
-    assert not keys.create(tmp_path / "file", b"second")
-    assert (tmp_path / "file").read_bytes() == b"first"
-
-
 @pytest.mark.parametrize("base", ["xdg", "home", "relative"])
 def test_key_is_in_the_config_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str) -> None:
     """Without a folder the key is in the user's own config folder; a relative XDG path does not count."""
