@@ -11,9 +11,9 @@ from pipeline.cli import output
 from pipeline.cli.access import Access, add_consumer_options
 from pipeline.cli.command import Commands, add
 from pipeline.errors import CatalogError
+from pipeline.manifest.rules import Accepted
 from pipeline.registry import consume, state, verify
 from pipeline.registry.channels import history
-from pipeline.registry.consume import Fetched
 from pipeline.registry.pull import pull
 from pipeline.registry.store import Progress
 
@@ -58,7 +58,7 @@ def add_commands(commands: Commands) -> None:
     add_consumer_options(pulling)
 
 
-def _fetch(access: Access) -> Fetched:
+def _fetch(access: Access) -> Accepted:
     args = access.args
     channel = None if args.release else args.channel or Channel.DEV
     return consume.fetch(
@@ -73,7 +73,7 @@ def _fetch(access: Access) -> Fetched:
     )
 
 
-def _remember(access: Access, accepted: Fetched) -> None:
+def _remember(access: Access, accepted: Accepted) -> None:
     state.remember(access.state, accepted, allow_rollback=access.args.allow_rollback)
 
 
@@ -105,7 +105,7 @@ def _verify_folder(access: Access, progress: Progress) -> None:
     _report(access.args, accepted, f"{access.args.folder}: ")
 
 
-def _report(args: argparse.Namespace, accepted: Fetched, where: str) -> None:
+def _report(args: argparse.Namespace, accepted: Accepted, where: str) -> None:
     release = accepted.manifest.release
     files, entries = accepted.manifest.files(), accepted.manifest.predicate.variants
     if args.json:

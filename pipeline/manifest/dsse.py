@@ -35,7 +35,8 @@ class Opened:
     tag: str | None = None
 
 
-# Verifies one bundle against pinned trust; raises TrustError UNSIGNED, WRONG_SIGNER, OVERSIZED or MALFORMED.
+# Verifies one bundle of any size against pinned trust; raises TrustError UNSIGNED, OVERSIZED, WRONG_SIGNER, TAMPERED or
+# MALFORMED.
 Opener = Callable[[bytes], Opened]
 
 

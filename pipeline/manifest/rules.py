@@ -39,11 +39,12 @@ class Bundles:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A release that may be used; `digest` pins the manifest, `seen` is to be remembered."""
+    """A release that may be used, with the bundles that say so; `digest` pins the manifest, remember `seen`."""
 
     manifest: Manifest
     digest: str
     seen: Seen
+    bundles: Bundles
     pointer: PointerPredicate | None = None
 
 
@@ -121,7 +122,7 @@ def accept_release(
             f"release {line} {version} expired on {manifest.expires:%Y-%m-%d}, and it is {today:%Y-%m-%d}",
             hint="publish or pull a newer release",
         )
-    return Accepted(manifest, digest, replace(seen, version=version, digest=digest, time=clock), pointer)
+    return Accepted(manifest, digest, replace(seen, version=version, digest=digest, time=clock), bundles, pointer)
 
 
 def _check_tag(opened: Opened, tag: str) -> None:

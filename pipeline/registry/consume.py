@@ -5,25 +5,17 @@ Rules: everything read is bounded; nothing is used before its signature holds; t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
 from datetime import datetime
 
 from pipeline.catalog.names import Channel
 from pipeline.errors import RegistryError
 from pipeline.manifest import rules
-from pipeline.manifest.dsse import Opener, check_size
+from pipeline.manifest.dsse import Opener
 from pipeline.manifest.pointer import PointerPredicate
 from pipeline.manifest.rules import Accepted, Bundles, Seen
 from pipeline.registry import layout, record
 from pipeline.registry.row import Row
 from pipeline.registry.store import Store
-
-
-@dataclass(frozen=True)
-class Fetched(Accepted):
-    """An accepted release with the bundles it was accepted by."""
-
-    bundles: Bundles = field(kw_only=True)
 
 
 def fetch(
@@ -36,7 +28,7 @@ def fetch(
     channel: Channel | None = None,
     version: int | None = None,
     allow_rollback: bool = False,
-) -> Fetched:
+) -> Accepted:
     """Return the release a channel points to, or the one with a version.
 
     Args:
@@ -56,7 +48,7 @@ def fetch(
     bundles = load(store, line, wanted)
     if bundles is None:
         raise RegistryError(f"there is no release {wanted} of {line} in {store.url}", hint=_published(store, line))
-    return accept(
+    return rules.accept_release(
         bundles,
         opener=opener,
         line=line,
@@ -66,33 +58,6 @@ def fetch(
         pointer=pointer,
         allow_rollback=allow_rollback,
     )
-
-
-def accept(
-    bundles: Bundles,
-    *,
-    opener: Opener,
-    line: str,
-    version: int,
-    seen: Seen,
-    now: datetime,
-    pointer: PointerPredicate | None = None,
-    allow_rollback: bool = False,
-) -> Fetched:
-    """Return the release in these bundles if every rule holds; raises TrustError."""
-    for bundle in (bundles.manifest, bundles.provenance, *bundles.variants.values()):
-        check_size(bundle)
-    accepted = rules.accept_release(
-        bundles,
-        opener=opener,
-        line=line,
-        version=version,
-        seen=seen,
-        now=now,
-        pointer=pointer,
-        allow_rollback=allow_rollback,
-    )
-    return Fetched(**{f.name: getattr(accepted, f.name) for f in fields(accepted)}, bundles=bundles)
 
 
 def releases(store: Store, line: str) -> list[int]:

@@ -13,15 +13,14 @@ from pathlib import Path
 
 from pipeline.catalog.names import Channel
 from pipeline.errors import ConflictError, GateError, Refusal, TrustError
-from pipeline.manifest import dsse, statement
+from pipeline.manifest import rules, statement
 from pipeline.manifest.dsse import Opener
 from pipeline.manifest.evidence import File
 from pipeline.manifest.pointer import PointerPredicate
-from pipeline.manifest.rules import Bundles, Seen
+from pipeline.manifest.rules import Accepted, Bundles, Seen
 from pipeline.manifest.statement import Manifest
 from pipeline.ports.keys import Signer
 from pipeline.registry import consume, layout, record
-from pipeline.registry.consume import Fetched
 from pipeline.registry.row import Row
 from pipeline.registry.store import Progress, Store, silent
 from pipeline.registry.streams import Meter
@@ -41,7 +40,7 @@ class SignedRelease:
 class Published:
     """What was done: files stored, files that were there already, and where the channel points now."""
 
-    release: Fetched
+    release: Accepted
     stored: int
     skipped: int
     pointer: PointerPredicate
@@ -98,10 +97,9 @@ def check_not_older(row: Row, version: int, current: PointerPredicate | None) ->
         )
 
 
-def _accepted(bundles: Bundles, opener: Opener, now: datetime) -> Fetched:
-    dsse.check_size(bundles.manifest)
+def _accepted(bundles: Bundles, opener: Opener, now: datetime) -> Accepted:
     name = statement.parse(opener(bundles.manifest).payload).release
-    return consume.accept(bundles, opener=opener, line=name.line, version=name.version, seen=Seen(), now=now)
+    return rules.accept_release(bundles, opener=opener, line=name.line, version=name.version, seen=Seen(), now=now)
 
 
 def _check_files(wanted: Mapping[str, File], given: Mapping[str, Path]) -> None:
@@ -130,13 +128,13 @@ def _check_forward(row: Row, manifest: Manifest) -> PointerPredicate | None:
     return current
 
 
-def _is_published(store: Store, own: Fetched, *, opener: Opener, now: datetime) -> bool:
+def _is_published(store: Store, own: Accepted, *, opener: Opener, now: datetime) -> bool:
     """Return whether the registry has this very release: what counts is what is signed, not the signature's bytes."""
     name = own.manifest.release
     bundles = consume.load(store, name.line, name.version)
     if bundles is None:
         return False
-    there = consume.accept(bundles, opener=opener, line=name.line, version=name.version, seen=Seen(), now=now)
+    there = rules.accept_release(bundles, opener=opener, line=name.line, version=name.version, seen=Seen(), now=now)
     if there.digest == own.digest:
         return True
     free = max(consume.releases(store, name.line)) + 1
@@ -159,7 +157,7 @@ def _store_files(
     return stored, len(by_digest) - stored
 
 
-def _create(store: Store, own: Fetched, *, opener: Opener, now: datetime) -> None:
+def _create(store: Store, own: Accepted, *, opener: Opener, now: datetime) -> None:
     name = own.manifest.release
     try:
         store.create(layout.release(name.line, name.version), record.encode(own.bundles))
@@ -169,7 +167,7 @@ def _create(store: Store, own: Fetched, *, opener: Opener, now: datetime) -> Non
             raise
 
 
-def _move(row: Row, own: Fetched, signer: Signer) -> PointerPredicate:
+def _move(row: Row, own: Accepted, signer: Signer) -> PointerPredicate:
     current = _check_forward(row, own.manifest)
     if current and (current.version, current.manifest_sha256) == (own.manifest.release.version, own.digest):
         return current

@@ -27,9 +27,9 @@ from pathlib import Path
 from pipeline.errors import ConflictError, RegistryError, StageError, TrustError
 from pipeline.manifest import dsse, oms, statement
 from pipeline.manifest.evidence import File
+from pipeline.manifest.rules import Accepted
 from pipeline.manifest.statement import VariantEntry
 from pipeline.registry import activate, beneath, layout, record, tree
-from pipeline.registry.consume import Fetched
 from pipeline.registry.download import download, partial_size
 from pipeline.registry.store import Progress, Store, silent
 from pipeline.registry.streams import Meter
@@ -47,7 +47,7 @@ def free_bytes(folder: Path) -> int:
 
 def pull(
     store: Store,
-    accepted: Fetched,
+    accepted: Accepted,
     variant: str,
     into: Path,
     progress: Progress = silent,
@@ -87,7 +87,7 @@ class _Job:
     """One variant on its way into an open folder of versions."""
 
     store: Store
-    accepted: Fetched
+    accepted: Accepted
     entry: VariantEntry
     versions: int
     partial: int
@@ -176,7 +176,7 @@ class _Job:
         return {record.FILE: record.encode(bundles), oms.SIGNATURE_FILE: bundles.variants[self.entry.name]}
 
 
-def _entry(accepted: Fetched, variant: str) -> VariantEntry:
+def _entry(accepted: Accepted, variant: str) -> VariantEntry:
     try:
         return accepted.manifest.variant(variant)
     except KeyError as e:

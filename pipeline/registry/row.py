@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pipeline.catalog.names import Channel
 from pipeline.errors import ConflictError, Refusal, TrustError
 from pipeline.manifest import pointer, rules
-from pipeline.manifest.dsse import Opener, check_size
+from pipeline.manifest.dsse import Opener
 from pipeline.manifest.pointer import PointerPredicate
 from pipeline.manifest.rules import Accepted, Seen
 from pipeline.ports.keys import Signer
@@ -93,7 +93,6 @@ class Row:
         return self._accept(bundle, serial, seen)
 
     def _accept(self, bundle: bytes, serial: int, seen: Seen = _NOTHING) -> tuple[PointerPredicate, Seen]:
-        check_size(bundle)
         return rules.accept_pointer(
             bundle, opener=self.opener, line=self.line, channel=self.channel, serial=serial, seen=seen
         )

@@ -9,13 +9,12 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.errors import Refusal, RegistryError, TrustError
-from pipeline.manifest import oms, statement
+from pipeline.manifest import oms, rules, statement
 from pipeline.manifest.dsse import Opener, check_size
 from pipeline.manifest.evidence import File
 from pipeline.manifest.rules import Accepted, Bundles, Seen
 from pipeline.manifest.statement import Manifest, VariantEntry
-from pipeline.registry import beneath, consume, headers, layout, record, streams, tree
-from pipeline.registry.consume import Fetched
+from pipeline.registry import beneath, headers, layout, record, streams, tree
 from pipeline.registry.store import Progress, Store, silent
 
 BESIDE = frozenset({oms.SIGNATURE_FILE, record.FILE})
@@ -66,7 +65,7 @@ def verify_folder(
     variant: str | None = None,
     allow_rollback: bool = False,
     progress: Progress = silent,
-) -> Fetched:
+) -> Accepted:
     """Check a folder that was pulled, by the statements that lie beside its files.
 
     Args:
@@ -82,9 +81,8 @@ def verify_folder(
         with beneath.root(folder) as root:
             bundles = record.decode(_statement(root, record.FILE, layout.MAX_RECORD))
             signature = _statement(root, oms.SIGNATURE_FILE, layout.MAX_RECORD)
-        check_size(bundles.manifest)
         version = statement.parse(opener(bundles.manifest).payload).release.version
-        accepted = consume.accept(
+        accepted = rules.accept_release(
             bundles, opener=opener, line=line, version=version, seen=seen, now=now, allow_rollback=allow_rollback
         )
         entry = held_variant(accepted.manifest, bundles, signature)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.catalog.names import Channel
-from pipeline.manifest.rules import Seen
+from pipeline.manifest.rules import Accepted, Seen
 from pipeline.ports import keys
 from pipeline.registry import state
-from pipeline.registry.consume import Fetched, fetch, releases
+from pipeline.registry.consume import fetch, releases
 from pipeline.registry.folder import FolderStore
 from pipeline.registry.publish import SignedRelease, publish
 from pipeline.registry.pull import pull
@@ -60,7 +60,7 @@ def _publish(root: Path, release: SignedRelease, publisher: Publisher) -> None:
     publish(FolderStore(root), release, channel=DEV, signer=publisher.sign, opener=publisher.opener, now=NOW)
 
 
-def _fetch(root: Path, publisher: Publisher, version: int | None = None) -> Fetched:
+def _fetch(root: Path, publisher: Publisher, version: int | None = None) -> Accepted:
     channel = DEV if version is None else None
     return fetch(
         FolderStore(root), opener=publisher.opener, line=LINE, seen=Seen(), now=NOW, channel=channel, version=version

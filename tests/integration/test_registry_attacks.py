@@ -23,9 +23,9 @@ from pipeline.errors import Refusal, TrustError
 from pipeline.manifest import pointer
 from pipeline.manifest.encoding import canonical, sha256
 from pipeline.manifest.pointer import PointerPredicate
-from pipeline.manifest.rules import Seen
+from pipeline.manifest.rules import Accepted, Seen
 from pipeline.registry import channels, layout, record, state
-from pipeline.registry.consume import Fetched, fetch
+from pipeline.registry.consume import fetch
 from pipeline.registry.folder import FolderStore
 from pipeline.registry.publish import SignedRelease, publish
 from pipeline.registry.pull import pull
@@ -74,7 +74,7 @@ class Scene:
         publish(self.store, release, channel=DEV, signer=signer, opener=opener, now=NOW)
         return release
 
-    def update(self, variant: str = EDGE, **how: Any) -> Fetched:
+    def update(self, variant: str = EDGE, **how: Any) -> Accepted:
         """Do what a consumer does: fetch, verify everything, pull, remember."""
         accepted = fetch(
             self.store,
@@ -101,7 +101,7 @@ class Scene:
         accepted = fetch(self.store, opener=opener, line=LINE, seen=seen, now=self.now, **(how or {"channel": DEV}))
         verify_release(self.store, accepted)
 
-    def verify_pulled(self, **options: Any) -> Fetched:
+    def verify_pulled(self, **options: Any) -> Accepted:
         """Verify what is active."""
         return verify_folder(
             self.into / "current",

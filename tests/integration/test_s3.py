@@ -23,10 +23,10 @@ import pytest
 from pipeline.catalog.names import Channel
 from pipeline.errors import ConflictError, PipelineError, RegistryError
 from pipeline.manifest.encoding import sha256
-from pipeline.manifest.rules import Seen
+from pipeline.manifest.rules import Accepted, Seen
 from pipeline.ports import keys
 from pipeline.registry import layout
-from pipeline.registry.consume import Fetched, fetch, releases
+from pipeline.registry.consume import fetch, releases
 from pipeline.registry.publish import SignedRelease, publish
 from pipeline.registry.pull import pull
 from pipeline.registry.s3 import Limits, S3Store, connect
@@ -84,7 +84,7 @@ def _publish(store: Store, release: SignedRelease, publisher: Publisher) -> None
     publish(store, release, channel=DEV, signer=publisher.sign, opener=publisher.opener, now=NOW)
 
 
-def _fetch(store: Store, publisher: Publisher, **how: int) -> Fetched:
+def _fetch(store: Store, publisher: Publisher, **how: int) -> Accepted:
     channel = None if how else DEV
     return fetch(store, opener=publisher.opener, line=LINE, seen=Seen(), now=NOW, channel=channel, **how)  # type: ignore[arg-type]
 

@@ -10,9 +10,9 @@ import pytest
 from pipeline.catalog.names import Channel
 from pipeline.errors import ConflictError, GateError, Refusal, RegistryError, TrustError
 from pipeline.manifest.pointer import PointerPredicate
-from pipeline.manifest.rules import Seen
+from pipeline.manifest.rules import Accepted, Seen
 from pipeline.registry import channels
-from pipeline.registry.consume import Fetched, fetch
+from pipeline.registry.consume import fetch
 from pipeline.registry.folder import FolderStore
 from pipeline.registry.publish import publish
 from pipeline.registry.store import Store
@@ -49,7 +49,7 @@ def add(store: FolderStore, publisher: Publisher, tmp_path: Path) -> Any:
     return publish_to_dev
 
 
-def _version(store: Store, publisher: Publisher, version: int) -> Fetched:
+def _version(store: Store, publisher: Publisher, version: int) -> Accepted:
     return fetch(store, opener=publisher.opener, line=LINE, seen=Seen(), now=NOW, version=version)
 
 

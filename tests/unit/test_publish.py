@@ -12,9 +12,9 @@ import pytest
 
 from pipeline.catalog.names import Channel
 from pipeline.errors import ConflictError, GateError, PipelineError, Refusal, TrustError
-from pipeline.manifest.rules import Seen
+from pipeline.manifest.rules import Accepted, Seen
 from pipeline.registry import layout, record
-from pipeline.registry.consume import Fetched, fetch, releases
+from pipeline.registry.consume import fetch, releases
 from pipeline.registry.folder import FolderStore
 from pipeline.registry.publish import Published, SignedRelease, publish
 from pipeline.registry.store import Progress, Store, silent
@@ -51,7 +51,7 @@ def _publish(store: Store, release: SignedRelease, publisher: Publisher, **chang
     return publish(store, release, **{**usual, **changed})
 
 
-def _fetch(store: Store, publisher: Publisher, channel: Channel = Channel.DEV) -> Fetched:
+def _fetch(store: Store, publisher: Publisher, channel: Channel = Channel.DEV) -> Accepted:
     return fetch(store, opener=publisher.opener, line=LINE, seen=Seen(), now=NOW, channel=channel)
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from pipeline.catalog.names import Channel
 from pipeline.errors import ConflictError, PipelineError, Refusal, RegistryError, StageError, TrustError
-from pipeline.manifest.rules import Seen
+from pipeline.manifest.rules import Accepted, Seen
 from pipeline.registry import record
-from pipeline.registry.consume import Fetched, fetch
+from pipeline.registry.consume import fetch
 from pipeline.registry.folder import FolderStore
 from pipeline.registry.publish import publish
 from pipeline.registry.pull import pull
@@ -54,10 +54,10 @@ def into(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def add(store: FolderStore, publisher: Publisher, tmp_path: Path) -> Callable[..., Fetched]:
+def add(store: FolderStore, publisher: Publisher, tmp_path: Path) -> Callable[..., Accepted]:
     """Publish a version and fetch it."""
 
-    def publish_and_fetch(version: int, **options: Any) -> Fetched:
+    def publish_and_fetch(version: int, **options: Any) -> Accepted:
         release = publisher.release(tmp_path / f"release-{version}", version, **options)
         publish(store, release, channel=Channel.DEV, signer=publisher.sign, opener=publisher.opener, now=NOW)
         return fetch(store, opener=publisher.opener, line=LINE, seen=Seen(), now=NOW, version=version)
@@ -65,11 +65,11 @@ def add(store: FolderStore, publisher: Publisher, tmp_path: Path) -> Callable[..
     return publish_and_fetch
 
 
-def _blob(tmp_path: Path, accepted: Fetched, variant: str = EDGE) -> Path:
+def _blob(tmp_path: Path, accepted: Accepted, variant: str = EDGE) -> Path:
     return tmp_path / "registry/blobs/sha256" / accepted.manifest.variant(variant).files[0].sha256
 
 
-def _verify(into: Path, publisher: Publisher, variant: str = EDGE) -> Fetched:
+def _verify(into: Path, publisher: Publisher, variant: str = EDGE) -> Accepted:
     return verify_folder(into / "current", opener=publisher.opener, line=LINE, seen=Seen(), now=NOW, variant=variant)
 
 
@@ -78,7 +78,7 @@ def _opens(store: Hooked) -> list[str]:
 
 
 def test_a_pulled_variant_verifies(
-    store: FolderStore, publisher: Publisher, into: Path, add: Callable[..., Fetched]
+    store: FolderStore, publisher: Publisher, into: Path, add: Callable[..., Accepted]
 ) -> None:
     """Files, signature and record are there, `current` leads to them, nothing else is left."""
     accepted = add(1)
@@ -98,7 +98,7 @@ def test_a_pulled_variant_verifies(
     assert tree(into)["current"] == "versions/1"
 
 
-def test_pulling_again_fetches_nothing(store: FolderStore, into: Path, add: Callable[..., Fetched]) -> None:
+def test_pulling_again_fetches_nothing(store: FolderStore, into: Path, add: Callable[..., Accepted]) -> None:
     """What is there and right is left as it is, down to the inode."""
     accepted = add(1)
     pull(store, accepted, SERVER, into)
@@ -110,7 +110,7 @@ def test_pulling_again_fetches_nothing(store: FolderStore, into: Path, add: Call
     assert (into / "versions/1/config.json").stat().st_ino == inode
 
 
-def test_versions_follow_one_another(store: FolderStore, into: Path, add: Callable[..., Fetched]) -> None:
+def test_versions_follow_one_another(store: FolderStore, into: Path, add: Callable[..., Accepted]) -> None:
     """`previous` is the version before; older ones are removed; going back swaps the two."""
     first, second, third = add(1), add(2), add(3)
     links: list[tuple[Any, Any, list[str]]] = []
@@ -126,7 +126,7 @@ def test_versions_follow_one_another(store: FolderStore, into: Path, add: Callab
     ]
 
 
-def test_what_a_kept_version_has_is_linked(store: FolderStore, into: Path, add: Callable[..., Fetched]) -> None:
+def test_what_a_kept_version_has_is_linked(store: FolderStore, into: Path, add: Callable[..., Accepted]) -> None:
     """A file that did not change is not fetched again and takes no room twice."""
     first, second = add(1), add(2)
     pull(store, first, SERVER, into)
@@ -137,7 +137,7 @@ def test_what_a_kept_version_has_is_linked(store: FolderStore, into: Path, add: 
 
 
 def test_what_a_kept_version_has_is_checked_again(
-    store: FolderStore, publisher: Publisher, into: Path, add: Callable[..., Fetched]
+    store: FolderStore, publisher: Publisher, into: Path, add: Callable[..., Accepted]
 ) -> None:
     """A file that was changed on disk is not carried into the next version."""
     first, second = add(1), add(2)
@@ -159,7 +159,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("case", GARBAGE)
 def test_a_kept_version_may_be_garbage(
-    case: str, store: FolderStore, publisher: Publisher, into: Path, add: Callable[..., Fetched]
+    case: str, store: FolderStore, publisher: Publisher, into: Path, add: Callable[..., Accepted]
 ) -> None:
     """What an older version says of itself is only a hint, and a bad one costs a download."""
     pull(store, add(1), SERVER, into)
@@ -189,7 +189,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_a_damaged_version_is_mended(
-    case: str, store: FolderStore, publisher: Publisher, into: Path, add: Callable[..., Fetched]
+    case: str, store: FolderStore, publisher: Publisher, into: Path, add: Callable[..., Accepted]
 ) -> None:
     """Pulling the active version again puts it right, fetching only what is wrong."""
     accepted = add(1)
@@ -212,7 +212,7 @@ def _partials(into: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("count", [0, 1, 4000])
 def test_an_interrupted_download_goes_on(
-    count: int, store: FolderStore, publisher: Publisher, into: Path, tmp_path: Path, add: Callable[..., Fetched]
+    count: int, store: FolderStore, publisher: Publisher, into: Path, tmp_path: Path, add: Callable[..., Accepted]
 ) -> None:
     """What came is kept, the rest is asked for as a range, and the whole is verified."""
     accepted = add(1)
@@ -229,7 +229,7 @@ def test_an_interrupted_download_goes_on(
 
 
 def test_a_whole_partial_file_is_not_fetched_again(
-    store: FolderStore, publisher: Publisher, into: Path, tmp_path: Path, add: Callable[..., Fetched]
+    store: FolderStore, publisher: Publisher, into: Path, tmp_path: Path, add: Callable[..., Accepted]
 ) -> None:
     """A download that was cut right before it was put in place needs no network."""
     accepted = add(1)
@@ -243,7 +243,7 @@ def test_a_whole_partial_file_is_not_fetched_again(
 
 
 def test_a_wrong_beginning_is_thrown_away(
-    store: FolderStore, publisher: Publisher, into: Path, tmp_path: Path, add: Callable[..., Fetched]
+    store: FolderStore, publisher: Publisher, into: Path, tmp_path: Path, add: Callable[..., Accepted]
 ) -> None:
     """A partial file of other bytes ends in a refusal, does not stay, and the next pull starts afresh."""
     accepted = add(1)
@@ -258,7 +258,7 @@ def test_a_wrong_beginning_is_thrown_away(
 
 
 def test_a_partial_file_that_is_too_long_starts_afresh(
-    store: FolderStore, publisher: Publisher, into: Path, tmp_path: Path, add: Callable[..., Fetched]
+    store: FolderStore, publisher: Publisher, into: Path, tmp_path: Path, add: Callable[..., Accepted]
 ) -> None:
     """More bytes than the manifest says are not a beginning."""
     accepted = add(1)
@@ -277,7 +277,9 @@ class _Endless:
         return len(buffer)
 
 
-def test_no_more_is_written_than_the_manifest_says(store: FolderStore, into: Path, add: Callable[..., Fetched]) -> None:
+def test_no_more_is_written_than_the_manifest_says(
+    store: FolderStore, into: Path, add: Callable[..., Accepted]
+) -> None:
     """A registry that never stops sending fills no disk."""
     accepted = add(1)
     size = accepted.manifest.variant(EDGE).files[0].size
@@ -304,7 +306,7 @@ REFUSED: dict[str, tuple[Refusal, Callable[[Path], object]]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_bad_file_activates_nothing(
-    case: str, store: FolderStore, publisher: Publisher, into: Path, tmp_path: Path, add: Callable[..., Fetched]
+    case: str, store: FolderStore, publisher: Publisher, into: Path, tmp_path: Path, add: Callable[..., Accepted]
 ) -> None:
     """Whatever is wrong with a file, the active version stays and the bad bytes do not."""
     pull(store, add(1), EDGE, into)
@@ -323,7 +325,7 @@ def test_a_bad_file_activates_nothing(
 
 
 def test_a_hostile_model_does_not_stay(
-    store: FolderStore, publisher: Publisher, into: Path, add: Callable[..., Fetched]
+    store: FolderStore, publisher: Publisher, into: Path, add: Callable[..., Accepted]
 ) -> None:
     """A model whose header no loader should see is refused though rightly signed, and removed."""
     pull(store, add(1), EDGE, into)
@@ -347,7 +349,7 @@ PLANTED = {
 
 @pytest.mark.parametrize("case", PLANTED)
 def test_nothing_is_written_through_a_planted_link(
-    case: str, store: FolderStore, into: Path, tmp_path: Path, add: Callable[..., Fetched]
+    case: str, store: FolderStore, into: Path, tmp_path: Path, add: Callable[..., Accepted]
 ) -> None:
     """A link in the place of one of our own names is refused, and what it leads to stays untouched."""
     accepted = add(1)
@@ -365,7 +367,7 @@ def test_nothing_is_written_through_a_planted_link(
 
 @pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "folder"])
 def test_a_partial_file_that_is_something_else(
-    kind: str, store: FolderStore, into: Path, tmp_path: Path, add: Callable[..., Fetched]
+    kind: str, store: FolderStore, into: Path, tmp_path: Path, add: Callable[..., Accepted]
 ) -> None:
     """A link in a partial file's place is refused, anything else is put aside; no other file is written to."""
     accepted = add(1)
@@ -389,7 +391,7 @@ def test_a_partial_file_that_is_something_else(
 
 
 def test_the_links_are_replaced_not_followed(
-    store: FolderStore, into: Path, tmp_path: Path, add: Callable[..., Fetched]
+    store: FolderStore, into: Path, tmp_path: Path, add: Callable[..., Accepted]
 ) -> None:
     """`current` and `previous` that lead elsewhere are replaced; where they led stays untouched."""
     victim = tmp_path / "victim"
@@ -403,7 +405,7 @@ def test_the_links_are_replaced_not_followed(
 
 
 def test_leftovers_in_the_making_are_tidied(
-    store: FolderStore, publisher: Publisher, into: Path, tmp_path: Path, add: Callable[..., Fetched]
+    store: FolderStore, publisher: Publisher, into: Path, tmp_path: Path, add: Callable[..., Accepted]
 ) -> None:
     """What lies in an unfinished version and does not belong there goes, links among it."""
     making = into / "versions/.new-1"
@@ -417,7 +419,7 @@ def test_leftovers_in_the_making_are_tidied(
     _verify(into, publisher, SERVER)
 
 
-def test_no_room_is_said_beforehand(store: FolderStore, into: Path, add: Callable[..., Fetched]) -> None:
+def test_no_room_is_said_beforehand(store: FolderStore, into: Path, add: Callable[..., Accepted]) -> None:
     """Without room for what is to be fetched nothing is fetched; with just enough it is."""
     accepted = add(1)
     size = accepted.manifest.variant(EDGE).files[0].size
@@ -441,7 +443,7 @@ def test_a_disk_that_fills_up_is_one_error(
     store: FolderStore,
     publisher: Publisher,
     into: Path,
-    add: Callable[..., Fetched],
+    add: Callable[..., Accepted],
     small_disk: Callable[[int], None],
 ) -> None:
     """A write that fails on the way ends in one error with a hint; the active version stays; the next pull goes on."""
@@ -460,7 +462,7 @@ def test_a_disk_that_fills_up_is_one_error(
 
 
 def test_two_pulls_into_one_folder_exclude_each_other(
-    store: FolderStore, into: Path, add: Callable[..., Fetched]
+    store: FolderStore, into: Path, add: Callable[..., Accepted]
 ) -> None:
     """The second is told at once, and may go when the first has ended."""
     accepted = add(1)
@@ -473,7 +475,7 @@ def test_two_pulls_into_one_folder_exclude_each_other(
     pull(store, accepted, EDGE, into)
 
 
-def test_an_unknown_variant_lists_what_there_is(store: FolderStore, into: Path, add: Callable[..., Fetched]) -> None:
+def test_an_unknown_variant_lists_what_there_is(store: FolderStore, into: Path, add: Callable[..., Accepted]) -> None:
     """Who asks for a variant this release lacks is told which it has, and nothing is written."""
     with pytest.raises(RegistryError) as caught:
         pull(store, add(1), "mid-tier-riscv64", into)
@@ -482,7 +484,7 @@ def test_an_unknown_variant_lists_what_there_is(store: FolderStore, into: Path, 
 
 
 def test_a_place_that_cannot_be_used_is_explained(
-    store: FolderStore, tmp_path: Path, add: Callable[..., Fetched]
+    store: FolderStore, tmp_path: Path, add: Callable[..., Accepted]
 ) -> None:
     """A file where the folder should be, or a folder where a link should be, ends in one error."""
     accepted = add(1)
@@ -495,7 +497,7 @@ def test_a_place_that_cannot_be_used_is_explained(
 
 
 def test_what_is_beside_the_files_is_what_was_accepted(
-    store: FolderStore, into: Path, tmp_path: Path, add: Callable[..., Fetched]
+    store: FolderStore, into: Path, tmp_path: Path, add: Callable[..., Accepted]
 ) -> None:
     """The record and signature come from the accepted release, whatever the registry says by then."""
     accepted = add(1)
@@ -510,7 +512,7 @@ def _recorder(seen: list[tuple[int, int, str]]) -> Progress:
     return lambda *report: seen.append(report)
 
 
-def test_progress_ends_at_the_variants_size(store: FolderStore, into: Path, add: Callable[..., Fetched]) -> None:
+def test_progress_ends_at_the_variants_size(store: FolderStore, into: Path, add: Callable[..., Accepted]) -> None:
     """Progress rises to the variant's size, whether files are fetched, linked or there."""
     for version in (1, 2):
         accepted = add(version)
@@ -522,7 +524,7 @@ def test_progress_ends_at_the_variants_size(store: FolderStore, into: Path, add:
 
 
 def test_files_with_the_same_bytes_are_fetched_once(
-    store: FolderStore, publisher: Publisher, into: Path, add: Callable[..., Fetched]
+    store: FolderStore, publisher: Publisher, into: Path, add: Callable[..., Accepted]
 ) -> None:
     """Two names for one content cost one download."""
     same = {f"{SERVER}/a.json": b"[1, 2]", f"{SERVER}/b/c.json": b"[1, 2]"}

@@ -15,7 +15,7 @@ from pipeline.catalog.names import Channel
 from pipeline.errors import Refusal, StageError, TrustError
 from pipeline.manifest import dsse, statement
 from pipeline.manifest.pointer import PointerPredicate
-from pipeline.manifest.rules import Accepted, Seen
+from pipeline.manifest.rules import Accepted, Bundles, Seen
 from pipeline.manifest.statement import Manifest
 from pipeline.registry import state
 from tests.support.releases import Publisher
@@ -52,7 +52,7 @@ def _accepted(manifest: Manifest, seen: Seen, *, rollback: bool = False) -> Acce
         manifest_sha256=seen.digest,
         rollback=rollback,
     )
-    return Accepted(manifest, seen.digest, seen, pointer if serial else None)
+    return Accepted(manifest, seen.digest, seen, Bundles(b"", b"", {}), pointer if serial else None)
 
 
 def test_nothing_is_remembered_at_first(path: Path) -> None:
