@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import ToolError
@@ -56,5 +57,37 @@ def run(
     if done.returncode:
         said = (done.stderr or b"") + done.stdout
         tail = said.decode(errors="replace").strip().splitlines()[-5:]
-        raise ToolError(f"{Path(command[0]).name} ended with status {done.returncode}: {' | '.join(tail)}", hint=hint)
+        raise _failed(command, done.returncode, tail, hint)
     return done.stdout.decode(errors="replace")
+
+
+def watch(
+    argv: Sequence[str | Path], see: Callable[[str], bool], *, hint: str, env: Mapping[str, str] | None = None
+) -> None:
+    """Run a program to its end and show every line it prints to `see`, which says whether it was progress.
+
+    Raises:
+        ToolError: as `run`; the message ends with the last lines that were not progress.
+    """
+    command = [str(a) for a in argv]
+    tail: deque[str] = deque(maxlen=8)
+    try:
+        with subprocess.Popen(
+            command,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as program:
+            assert program.stdout is not None
+            tail.extend(line.strip() for line in program.stdout if not see(line) and line.strip())
+    except OSError as e:
+        raise ToolError(f"{command[0]}: {e.strerror}", hint=hint) from e
+    if program.returncode:
+        raise _failed(command, program.returncode, list(tail), hint)
+
+
+def _failed(command: Sequence[str], status: int, tail: Sequence[str], hint: str) -> ToolError:
+    return ToolError(f"{Path(command[0]).name} ended with status {status}: {' | '.join(tail)}", hint=hint)

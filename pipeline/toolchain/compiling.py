@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
-from pipeline.errors import ToolError
 from pipeline.ports import process
 
 NINJA_STATUS = re.compile(r"\[(\d+)/(\d+)\] ")
@@ -30,43 +29,37 @@ def build_tool(name: str) -> str:
 
 
 def compile_targets(
-    tree: Path, build: Path, options: Mapping[str, str], targets: Sequence[str], *, title: str, jobs: int | None = None
+    tree: Path,
+    build: Path,
+    options: Mapping[str, str],
+    targets: Sequence[str],
+    *,
+    title: str,
+    jobs: int | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> None:
     """Configure `tree` into `build` and compile `targets`; what `build` holds already is kept.
+
+    Args:
+        env: variables added to this process's.
 
     Raises:
         ToolError: CMake or the compiler refuses.
     """
     hint = f"read the lines above; {build} keeps what is built"
     settings = [f"-D{key}={value}" for key, value in sorted(options.items())]
-    environ = {"GIT_DIR": os.devnull}
+    environ = {"GIT_DIR": os.devnull, **(env or {})}
     configure = [build_tool("cmake"), "-G", "Ninja", "-S", str(tree), "-B", str(build)]
     process.run([*configure, *settings], hint=hint, env=environ)
-    # Ninja's own lines drive the bar, so this is the one program not started through ports/process.
-    command = [build_tool("ninja"), "-C", str(build), *([f"-j{jobs}"] if jobs else []), *targets]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, **environ, "NINJA_STATUS": "[%f/%t] "},
-        text=True,
-        errors="replace",
-    ) as ninja:
-        assert ninja.stdout is not None
-        tail = _show(ninja.stdout, title)
-    if ninja.returncode:
-        raise ToolError(f"{title}: {' | '.join(tail)}", hint=hint)
-
-
-def _show(lines: Iterable[str], title: str) -> list[str]:
-    """Show Ninja's progress and return the last lines that are not progress."""
-    tail: deque[str] = deque(maxlen=8)
     with tqdm(desc=title, unit="step", file=sys.stderr, mininterval=1) as bar:
-        for line in lines:
-            if status := NINJA_STATUS.match(line):
-                bar.total = int(status[2])
-                bar.update(int(status[1]) - bar.n)
-            elif text := line.strip():
-                tail.append(text)
-    return list(tail)
+        ninja = [build_tool("ninja"), "-C", str(build), *([f"-j{jobs}"] if jobs else []), *targets]
+        process.watch(ninja, partial(_show, bar), hint=hint, env={**environ, "NINJA_STATUS": "[%f/%t] "})
+
+
+def _show(bar: tqdm[NoReturn], line: str) -> bool:
+    """Move the bar by one of Ninja's lines of progress; return whether it was one."""
+    status = NINJA_STATUS.match(line)
+    if status:
+        bar.total = int(status[2])
+        bar.update(int(status[1]) - bar.n)
+    return status is not None
