@@ -85,6 +85,7 @@ class Refusal(IntEnum):
     OVERSIZED = 32
     HOSTILE_MODEL = 33
     MALFORMED = 34
+    UNPROVEN = 35
 
 
 class TrustError(PipelineError):

@@ -68,6 +68,8 @@ class Variant:
         return self.name
 
 
+# Classes that name a machine; the others are whatever machine builds the release.
+BOARDS = frozenset({RunnerClass.PI5, RunnerClass.NVLINK, RunnerClass.RISCV})
 GGUF_TIERS = (Tier.TINY_EDGE, Tier.MID_TIER)
 VARIANTS = tuple(Variant(tier, target) for tier in Tier for target in Target)
 

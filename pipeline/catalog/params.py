@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pipeline.catalog.document import Document
-from pipeline.catalog.names import Channel, RunnerClass, Tier
+from pipeline.catalog.names import Channel, RunnerClass, Target, Tier, Variant
 from pipeline.catalog.tiers import EmbeddedSource, HubSource
 
 Ratio = Annotated[float, Field(gt=0)]
@@ -51,6 +51,19 @@ class Check(Document):
 
     context: Annotated[int, Field(ge=64, description="tokens")] = 512
     threads: Annotated[int, Field(ge=1, description="fixed, because the order of additions affects bytes")] = 1
+    emulated_per_family: Annotated[
+        int, Field(ge=1, description="golden prompts of each family that an emulator, being slow, is asked")
+    ] = 2
+
+
+class Certificate(Document):
+    """Within what bounds the targets' tokens and logits of one file must agree."""
+
+    margin_max: Annotated[
+        float, Field(ge=0, description="largest gap of the reference's two best logits at a first difference")
+    ] = 0.05
+    kl_max: Annotated[float, Field(ge=0, description="nats, at any teacher-forced position")] = 1e-3
+    per_family: Annotated[int, Field(ge=1, description="golden prompts of each family that are compared")] = 1
 
 
 class Quality(Document):
@@ -86,6 +99,7 @@ class Regression(Document):
     latency_ratio_max: Ratio
     bytes_ratio_max: Ratio
     cost_ratio_max: Ratio
+    instructions_ratio_max: Ratio
 
 
 class Thresholds(Document):
@@ -110,10 +124,38 @@ class Cost(Document):
     usd_per_kwh: Amount
     source: str
 
-    @property
-    def usd_per_second(self) -> float:
-        """Amortized device price plus energy, in USD a second of use."""
-        return self.device_usd / (self.life_hours * 3600) + self.watts * self.usd_per_kwh / 3.6e6
+    def usd(self, seconds: float, joules: float | None) -> float:
+        """Return what a time of use costs: the device's share and its energy, as measured or `watts` for that time."""
+        energy = self.watts * seconds if joules is None else joules
+        return self.device_usd * seconds / (self.life_hours * 3600) + energy * self.usd_per_kwh / 3.6e6
+
+
+class Roofline(Document):
+    """What bounds decoding on a target's board from above: the bytes its memory can deliver in a second."""
+
+    board: str
+    bytes_per_second: Annotated[float, Field(gt=0)]
+    source: str
+
+
+class Runner(Document):
+    """Who may speak for a runner class: keys of the machines whose signed evidence counts."""
+
+    public_keys: Annotated[list[str], Field(max_length=256, description="PEM, EC P-256; `attest --init` prints it")]
+
+
+class ChannelPolicy(Document):
+    """Runner classes of which one must have proven a variant: by target for GGUF tiers, and for the large tier."""
+
+    arm64: Annotated[list[RunnerClass], Field(min_length=1)]
+    riscv64: Annotated[list[RunnerClass], Field(min_length=1)]
+    x86_64: Annotated[list[RunnerClass], Field(min_length=1)]
+    large: Annotated[list[RunnerClass], Field(min_length=1)]
+
+    def accepted(self, variant: Variant) -> frozenset[RunnerClass]:
+        """Return the runner classes of which one must have proven `variant`."""
+        chosen: list[RunnerClass] = self.large if variant.tier is Tier.LARGE else getattr(self, variant.target)
+        return frozenset(chosen)
 
 
 class Params(Document):
@@ -123,8 +165,9 @@ class Params(Document):
     teacher: Teacher
     data: Data
     check: Check
+    certificate: Certificate
     thresholds: Thresholds
     costs: dict[RunnerClass, Cost]
-    channels: Annotated[
-        dict[Channel, list[RunnerClass]], Field(description="runner classes a channel needs evidence from")
-    ]
+    rooflines: dict[Target, Roofline]
+    runners: dict[RunnerClass, Runner]
+    channels: dict[Channel, ChannelPolicy]

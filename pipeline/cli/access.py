@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.catalog.names import Channel
+from pipeline.catalog.names import Channel, RunnerClass
 from pipeline.cli import output
 from pipeline.errors import CatalogError
 from pipeline.manifest.dsse import Opener
@@ -43,6 +43,16 @@ def add_trust_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--line", metavar="NAME", help="release line (default: params.yaml, else the only one trusted)")
     parser.add_argument(
         "--trust", type=Path, metavar="FILE", help="pinned signers (default: ~/.config/edge-release/trust/LINE.yaml)"
+    )
+
+
+def add_signer_option(parser: argparse.ArgumentParser) -> None:
+    """Add --signer."""
+    parser.add_argument(
+        "--signer",
+        choices=["auto", "key", "keyless"],
+        default="auto",
+        help="auto (default): keyless in GitHub Actions, else the key in ~/.config/edge-release",
     )
 
 
@@ -111,6 +121,11 @@ class Access:
                 f"the trust file is for line {pinned.line}, not {self.line}", hint="pin the signers of this line"
             )
         return trust_port.opener(pinned, base)
+
+    def evidence_opener(self, runner: RunnerClass) -> Opener:
+        """What verifies signed evidence: the keys pinned for the runner class, else whoever may sign the release."""
+        pinned = self._trust[0].evidence.get(runner)
+        return trust_port.keys_opener(pinned) if pinned else self.opener
 
     @cached_property
     def _trust(self) -> tuple[Trust, Path]:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from pipeline.catalog.names import GGUF_TIERS, RunnerClass, Target, Tier, Variant
 from pipeline.cli import output
-from pipeline.cli.access import Access, add_registry_option
+from pipeline.cli.access import Access, add_registry_option, add_signer_option, add_trust_options
 from pipeline.cli.command import Commands, add
-from pipeline.errors import StageError
+from pipeline.errors import CatalogError, StageError
 from pipeline.manifest.dsse import Opened
+from pipeline.manifest.evidence import Missing
+from pipeline.ports import keys
 from pipeline.ports.torch_env import pin_cpu_kernels
 from pipeline.stages.project import Project
 
@@ -22,6 +24,8 @@ def add_commands(commands: Commands) -> None:
         ("distill", _distill, "stage: prune the teacher and distil it into a tier"),
         ("convert", _convert, "stage: convert a tier to GGUF"),
         ("calibrate", _calibrate, "stage: collect a tier's importance matrix"),
+        ("reference", _reference, "stage: tokenize the golden prompts, and decode them with the unquantized tier"),
+        ("certify", _certify, "stage: compare how each file of a tier decodes on all targets"),
     ):
         _tier_option(add(commands, name, run, summary, f"{name} --tier tiny-edge"))
     quantize = add(
@@ -36,18 +40,35 @@ def add_commands(commands: Commands) -> None:
     _target_option(
         add(commands, "shard", _shard, "stage: split the large tier for tensor parallelism", "shard --target arm64")
     )
+    _target_option(
+        add(commands, "runtime", _runtime, "stage: a target's programs, compiled where the cache lacks them")
+    )
+    add(commands, "emulators", _emulators, "stage: which emulators this machine has")
     check = add(
-        commands, "check", _check, "stage: prove a variant on its golden prompts", "check tiny-edge-arm64 --runner host"
+        commands,
+        "check",
+        _check,
+        "stage: prove variants on their golden prompts",
+        "check tiny-edge-arm64 --runner host",
+        "check tiny-edge-arm64 mid-tier-arm64 --runner pi5",
+        "check large-x86_64 --runner nvlink",
     )
-    check.add_argument("variant", metavar="VARIANT", type=_variant, help="e.g. tiny-edge-arm64")
+    _checks(check)
     check.add_argument(
-        "--runner",
-        type=RunnerClass,
-        choices=[RunnerClass.HOST],
-        default=RunnerClass.HOST,
-        metavar="CLASS",
-        help="runner class: host (default)",
+        "--allow-throttled", action="store_true", help="keep, marked, a run in which the machine was held back"
     )
+    attest = add(
+        commands,
+        "attest",
+        _attest,
+        "sign the evidence of checks that this machine made",
+        "attest --init",
+        "attest tiny-edge-arm64 mid-tier-arm64 --runner pi5",
+    )
+    _checks(attest, many="*")
+    add_trust_options(attest)
+    add_signer_option(attest)
+    attest.add_argument("--init", action="store_true", help="make this machine's key, and print what is to be pinned")
     previous = add(commands, "previous", _previous, "stage: look up what the registry's last release was judged by")
     add_registry_option(previous)
     add(commands, "gate", _gate, "stage: decide over all evidence, with reasons", "gate")
@@ -78,9 +99,35 @@ def _toolchain_command(commands: Commands) -> None:
         _toolchain,
         "build llama.cpp from its pinned source, or find it in the cache",
         "toolchain host",
+        "toolchain build --target arm64",
+        "toolchain build",
     )
     toolchain.add_argument(
-        "what", choices=["host"], help="host: the Python binding's wheel and the tools for this machine"
+        "what",
+        choices=["host", "build"],
+        help="host: the Python binding's wheel and the tools for this machine; build: the static programs of targets",
+    )
+    toolchain.add_argument(
+        "--target",
+        type=Target,
+        choices=list(Target),
+        action="append",
+        metavar="TARGET",
+        help=f"with build: {', '.join(Target)} (default: all)",
+    )
+    toolchain.add_argument("--cache", type=Path, metavar="DIR", help="with build: cache folder (default: the user's)")
+    toolchain.add_argument("--json", action="store_true", help="print JSON; errors too, on standard error")
+
+
+def _checks(parser: argparse.ArgumentParser, many: str = "+") -> None:
+    parser.add_argument("variants", metavar="VARIANT", type=_variant, nargs=many, help="e.g. tiny-edge-arm64")
+    parser.add_argument(
+        "--runner",
+        type=RunnerClass,
+        choices=list(RunnerClass),
+        default=RunnerClass.HOST,
+        metavar="CLASS",
+        help=f"runner class: {', '.join(RunnerClass)} (default: host)",
     )
 
 
@@ -145,15 +192,55 @@ def _check(args: argparse.Namespace) -> None:
     pin_cpu_kernels()
     from pipeline.stages import check
 
-    evidence = check.check(Project.load(), args.variant, args.runner)
-    if not evidence.deterministic:
-        raise StageError(
-            f"{args.variant}: two runs of the same files gave different tokens",
-            hint="use one thread (params.yaml: check.threads) and compare the engine's settings",
-        )
-    output.say(
-        f"{args.variant}: exact match {evidence.quality.exact_match:.3f}, mean KL {evidence.quality.mean_kl:.3g}"
-    )
+    for found in check.check(Project.load(), args.variants, args.runner, allow_throttled=args.allow_throttled):
+        if isinstance(found, Missing):
+            output.say(f"{found.variant} on {found.runner}: missing: {found.missing}")
+            continue
+        if not found.deterministic:
+            raise StageError(
+                f"{found.variant}: two runs of the same files gave different tokens",
+                hint="use one thread (params.yaml: check.threads) and compare the engine's settings",
+            )
+        output.say(output.check_line(found))
+
+
+def _reference(args: argparse.Namespace) -> None:
+    from pipeline.stages import reference
+
+    reference.reference(Project.load(), args.tier)
+
+
+def _certify(args: argparse.Namespace) -> None:
+    from pipeline.stages import certify
+
+    for certificate in certify.certify(Project.load(), args.tier).certificates:
+        output.say(output.certificate_line(certificate))
+
+
+def _runtime(args: argparse.Namespace) -> None:
+    from pipeline.stages import runtime
+
+    runtime.runtime(Project.load(), args.target)
+
+
+def _emulators(args: argparse.Namespace) -> None:
+    from pipeline.ports import qemu
+    from pipeline.stages import emulators
+
+    for target, name in emulators.emulators(Project.load()).items():
+        output.say(f"{target}: {name or f'no emulator; {qemu.HINT}'}")
+
+
+def _attest(args: argparse.Namespace) -> None:
+    from pipeline.stages import attest
+
+    if args.init:
+        output.say(output.pin(args.runner, keys.load_or_create().public_pem))
+        return
+    if not args.variants:
+        raise CatalogError("which variants?", hint="name those that were checked here, or give --init")
+    attest.attest(Project.load(), args.variants, args.runner, Access(args).signer)
+    output.say(f"signed the evidence of {', '.join(v.name for v in args.variants)} on {args.runner}")
 
 
 def _previous(args: argparse.Namespace) -> None:
@@ -190,9 +277,19 @@ def _manifest(args: argparse.Namespace) -> None:
 
 
 def _toolchain(args: argparse.Namespace) -> None:
-    from pipeline.toolchain import host
+    from pipeline.toolchain import host, runtime
 
-    output.say(str(host.build().wheel))
+    if args.what == "host":
+        output.say(str(host.build().wheel))
+        return
+    built = [runtime.build(target, args.cache) for target in args.target or list(Target)]
+    if args.json:
+        output.emit([{"target": b.target, "folder": str(b.folder), "sha256": b.digests} for b in built])
+        return
+    for found in built:
+        output.say(f"{found.target}: {found.folder}")
+        for name, digest in found.digests.items():
+            output.say(f"  {digest}  {name}")
 
 
 def _train_demo(args: argparse.Namespace) -> None:

@@ -6,12 +6,14 @@ import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.catalog.names import Channel, Variant
+from pipeline.catalog.names import VARIANTS, Channel, RunnerClass, Target
 from pipeline.cli import output
 from pipeline.cli.access import Access, add_consumer_options
 from pipeline.cli.command import Commands, add
 from pipeline.errors import CatalogError
+from pipeline.manifest import proof
 from pipeline.manifest.rules import Accepted
+from pipeline.manifest.statement import runtime_name
 from pipeline.registry import consume, state, verify
 from pipeline.registry.channels import history
 from pipeline.registry.pull import pull
@@ -28,8 +30,10 @@ def add_commands(commands: Commands) -> None:
         "verify",
         "verify --channel stable --registry s3://models/releases",
         "verify --release 7 --json",
+        "verify --channel stable --require-evidence pi5",
         "verify models/current",
     )
+    _evidence_option(verifying)
     verifying.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="a folder that was pulled")
     add_consumer_options(verifying)
     show = add(
@@ -47,15 +51,34 @@ def add_commands(commands: Commands) -> None:
         commands,
         "pull",
         _pull,
-        "fetch one variant, verified, and activate it as DIR/current",
+        "fetch one variant or runtime, verified, and activate it as DIR/current",
         "pull tiny-edge-arm64 --into models",
         "pull large-x86_64 --into models --channel stable",
+        "pull runtime-arm64 --into runtime",
     )
-    pulling.add_argument("variant", metavar="VARIANT", help="e.g. tiny-edge-arm64")
+    pulling.add_argument("variant", metavar="VARIANT", help="e.g. tiny-edge-arm64, or runtime-arm64 for its programs")
     pulling.add_argument(
         "--into", type=Path, required=True, metavar="DIR", help="folder; the active one is DIR/current"
     )
+    _evidence_option(pulling)
     add_consumer_options(pulling)
+
+
+def _evidence_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--require-evidence",
+        type=RunnerClass,
+        choices=list(RunnerClass),
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help=f"refuse what has no passing signed evidence from this runner class: {', '.join(RunnerClass)}",
+    )
+
+
+def _require_evidence(access: Access, accepted: Accepted, variant: str | None = None) -> None:
+    for runner in access.args.require_evidence:
+        proof.require(accepted.manifest, runner, access.evidence_opener(runner), variant)
 
 
 def _fetch(access: Access) -> Accepted:
@@ -84,6 +107,7 @@ def _verify(args: argparse.Namespace) -> None:
             _verify_folder(access, progress)
             return
         accepted = _fetch(access)
+        _require_evidence(access, accepted)
         verify.verify_release(access.store, accepted, progress)
     _remember(access, accepted)
     _report(args, accepted, f"{access.store.url}: ")
@@ -102,12 +126,14 @@ def _verify_folder(access: Access, progress: Progress) -> None:
         allow_rollback=access.args.allow_rollback,
         progress=progress,
     )
+    if access.args.require_evidence:
+        _require_evidence(access, accepted, verify.held(access.args.folder, accepted))
     _report(access.args, accepted, f"{access.args.folder}: ")
 
 
 def _report(args: argparse.Namespace, accepted: Accepted, where: str) -> None:
     release = accepted.manifest.release
-    files, entries = accepted.manifest.files(), accepted.manifest.predicate.variants
+    files, predicate = accepted.manifest.files(), accepted.manifest.predicate
     if args.json:
         output.emit(
             {
@@ -122,7 +148,11 @@ def _report(args: argparse.Namespace, accepted: Accepted, where: str) -> None:
             }
         )
         return
-    held = "every file of a variant" if args.folder else f"{len(files)} files, {len(entries)} variants"
+    held = (
+        "every file in it"
+        if args.folder
+        else f"{len(files)} files, {len(predicate.variants)} variants, {len(predicate.runtimes)} runtimes"
+    )
     output.say(
         f"{where}release {release.line} {release.version} ({release.tag}) verified: {held}, "
         f"valid until {release.expires:%Y-%m-%d}"
@@ -156,17 +186,17 @@ def _releases(args: argparse.Namespace) -> None:
 
 
 def _pull(args: argparse.Namespace) -> None:
-    try:
-        variant = Variant.parse(args.variant)
-    except ValueError as e:
-        raise CatalogError(str(e), hint="choose one of them") from e
+    names = [*(v.name for v in VARIANTS), *map(runtime_name, Target)]
+    if args.variant not in names:
+        raise CatalogError(f"no variant or runtime {args.variant!r}", hint=f"choose one of {', '.join(names)}")
     access = Access(args)
     accepted = _fetch(access)
+    _require_evidence(access, accepted, args.variant)
     with output.byte_bars() as progress:
-        folder = pull(access.store, accepted, variant=variant.name, into=args.into, progress=progress)
+        folder = pull(access.store, accepted, variant=args.variant, into=args.into, progress=progress)
     _remember(access, accepted)
     release = accepted.manifest.release
     if args.json:
-        output.emit({"variant": variant.name, "version": release.version, "folder": str(folder)})
+        output.emit({"variant": args.variant, "version": release.version, "folder": str(folder)})
         return
-    output.say(f"{variant} of release {release.line} {release.version} is active in {args.into / 'current'}")
+    output.say(f"{args.variant} of release {release.line} {release.version} is active in {args.into / 'current'}")

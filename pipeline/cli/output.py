@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.errors import PipelineError, TrustError
+from pipeline.manifest.evidence import Agreement, Certificate, Evidence
 from pipeline.manifest.statement import Manifest, Verdict
 
 
@@ -53,38 +54,71 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def check_line(found: Evidence) -> str:
+    """Return one check in a line."""
+    line = f"{found.variant} on {found.runner}: exact match {found.quality.exact_match:.3f}, "
+    line += f"mean KL {found.quality.mean_kl:.3g}, {len(found.answers)} prompts"
+    if found.instructions and found.instructions.per_token:
+        line += f", {found.instructions.per_token / 1e6:.3f} M instructions a token"
+    return line + (f" (not on its own hardware: {found.stand_in})" if found.stand_in else "")
+
+
+def certificate_line(found: Certificate) -> str:
+    """Return a certificate in a line."""
+    told = [f"{t.target} {_agreement(t)}" for t in found.targets]
+    told += [f"{target} missing ({why})" for target, why in found.missing.items()]
+    state = "holds" if found.holds else "INCOMPLETE" if all(t.holds for t in found.targets) else "BROKEN"
+    return (
+        f"model {found.model_sha256[:12]} against {found.reference}, {len(found.prompts)} prompts: "
+        f"{'; '.join(told)}: {state}"
+    )
+
+
+def _agreement(target: Agreement) -> str:
+    if not target.differences:
+        return f"equal tokens, largest KL {target.max_kl:.2g}"
+    worst = max(target.differences, key=lambda d: d.margin)
+    return (
+        f"{len(target.differences)} differ at near ties (margin {worst.margin:.2g} in {worst.id} at {worst.position}), "
+        f"largest KL {target.max_kl:.2g}"
+    )
+
+
+def pin(runner: str, public_pem: bytes) -> str:
+    """Return the lines of params.yaml that pin a machine's key."""
+    body = "".join(f"      {line}\n" for line in public_pem.decode().strip().splitlines())
+    return f"runners:\n  {runner}:\n    public_keys:\n    - |\n{body}".rstrip()
+
+
 def verdict_table(verdict: Verdict) -> str:
-    """Return the gate's figures, one line a variant and runner class."""
+    """Return the gate's figures, one line a variant and runner class; what a class does not measure stays empty."""
     head = [
-        "variant",
-        "runner",
-        "exact",
-        "mean KL",
-        "p99 KL",
-        "ppl ratio",
-        "TTFT p95",
-        "token p50",
-        "p95",
-        "MB",
-        "$/1k",
-    ]
+        "variant", "runner", "exact", "mean KL", "p99 KL", "ppl ratio", "TTFT p95", "token p50", "p95", "M insn/tok",
+        "MB", "$/1k",
+    ]  # fmt: skip
     rows = [
         [
             r.variant,
-            r.runner,
+            r.runner + ("*" if r.stand_in else ""),
             f"{r.exact_match:.3f}",
             f"{r.mean_kl:.2g}",
             f"{r.p99_kl:.2g}",
             f"{r.perplexity_ratio:.4f}",
-            f"{r.ttft_p95_ms:.1f} ms",
-            f"{r.per_token_p50_ms:.2f} ms",
-            f"{r.per_token_p95_ms:.2f} ms",
+            _figure(r.ttft_p95_ms, ".1f", " ms"),
+            _figure(r.per_token_p50_ms, ".2f", " ms"),
+            _figure(r.per_token_p95_ms, ".2f", " ms"),
+            _figure(r.instructions_per_token and r.instructions_per_token / 1e6, ".3f"),
             f"{r.bytes / 1e6:.2f}",
-            f"{r.cost_per_1k_usd:.2g}",
+            _figure(r.cost_per_1k_usd, ".2g"),
         ]
         for r in verdict.rows
     ]
-    return table(head, rows)
+    stood_in = sorted({f"* {r.runner} stood in for by {r.stand_in}" for r in verdict.rows if r.stand_in})
+    return "\n".join([table(head, rows), *stood_in])
+
+
+def _figure(value: float | None, form: str, unit: str = "") -> str:
+    return "" if value is None else f"{value:{form}}{unit}"
 
 
 def release_summary(manifest: Manifest, digest: str) -> str:
@@ -106,6 +140,10 @@ def release_summary(manifest: Manifest, digest: str) -> str:
         for v in manifest.predicate.variants
     ]
     head = ["variant", "format", "recipe", "parameters", "MB", "files", "sha256", "evidence"]
+    runtimes = [
+        [r.name, f"{sum(f.size for f in r.files) / 1e6:.2f}", ", ".join(f.name for f in r.files)]
+        for r in manifest.predicate.runtimes
+    ]
     return f"""\
 release   {release.line} {release.version} ({release.tag}), valid until {release.expires:%Y-%m-%d}
 manifest  sha256:{digest}
@@ -114,7 +152,18 @@ gate      passed for {", ".join(gate.channels)}; {before}
 
 {table(head, rows)}
 
-{verdict_table(gate)}"""
+{table(["runtime", "MB", "programs"], runtimes)}
+
+{verdict_table(gate)}
+{_determinism(manifest)}"""
+
+
+def _determinism(manifest: Manifest) -> str:
+    entries = manifest.predicate.variants
+    certificates = {v.certificate.model_sha256: v.certificate for v in entries if v.certificate}
+    lines = ["", "determinism", *(f"  {certificate_line(c)}" for c in certificates.values())] if certificates else []
+    missing = [f"  {m.variant} on {m.runner}: {m.missing}" for v in entries for m in v.missing]
+    return "\n".join([*lines, *(["", "evidence missing", *missing] if missing else [])])
 
 
 @contextmanager

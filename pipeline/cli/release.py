@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from datetime import UTC, datetime
-from pathlib import Path
 
-from pipeline.catalog.names import Channel, Variant
+from pipeline.catalog.names import Channel
 from pipeline.cli import output
-from pipeline.cli.access import Access, add_registry_option, add_trust_options
+from pipeline.cli.access import Access, add_registry_option, add_signer_option, add_trust_options
 from pipeline.cli.command import Commands, add
 from pipeline.errors import StageError
 from pipeline.manifest import statement
@@ -27,7 +26,7 @@ def add_commands(commands: Commands) -> None:
         "sign",
         "sign --signer keyless",
     )
-    _signer_option(sign)
+    add_signer_option(sign)
     add_trust_options(sign)
     published = add(
         commands,
@@ -39,7 +38,7 @@ def add_commands(commands: Commands) -> None:
     )
     add_registry_option(published)
     add_trust_options(published)
-    _signer_option(published)
+    add_signer_option(published)
     published.add_argument(
         "--channel",
         type=Channel,
@@ -73,16 +72,7 @@ def add_commands(commands: Commands) -> None:
     for parser in (promote, back):
         add_registry_option(parser)
         add_trust_options(parser)
-        _signer_option(parser)
-
-
-def _signer_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--signer",
-        choices=["auto", "key", "keyless"],
-        default="auto",
-        help="auto (default): keyless in GitHub Actions, else the key in ~/.config/edge-release",
-    )
+        add_signer_option(parser)
 
 
 def _project() -> Project:
@@ -92,42 +82,40 @@ def _project() -> Project:
     return project
 
 
-def _released(project: Project, manifest: statement.Manifest) -> dict[str, Path]:
+def _sign(args: argparse.Namespace) -> None:
+    from pipeline.stages import attest
     from pipeline.stages.manifest import released_files
 
-    return {
-        f"{entry.name}/{name}": path
-        for entry in manifest.predicate.variants
-        for name, path in released_files(project, Variant.parse(entry.name)).items()
-    }
-
-
-def _sign(args: argparse.Namespace) -> None:
     project, access = _project(), Access(args)
-    payload = (project.release / MANIFEST_FILE).read_bytes()
+    built = statement.parse((project.release / MANIFEST_FILE).read_bytes())
     provenance = (project.release / PROVENANCE_FILE).read_bytes()
-    manifest = statement.parse(payload)
-    release = manifest.release
+    release = built.release
     if release.expires <= datetime.now(UTC):
         raise StageError(
             f"release {release.version} expired on {release.expires:%Y-%m-%d}",
             hint="commit anew, or set SOURCE_DATE_EPOCH=$(date +%s) and run dvc repro --force manifest",
         )
     signer = access.signer
+    manifest = attest.embed(project, built, signer, access.opener)
+    payload = manifest.encode()
     kept = signing.already(project.signed, payload, provenance, access.opener)
     bundles = kept or signing.sign(payload, provenance, signer)
-    signing.write(project.signed, bundles, _released(project, manifest))
-    done = "is signed already" if kept else f"signed: manifest, provenance, {len(bundles.variants)} x model.sig"
+    signing.write(project.signed, bundles, released_files(project))
+    checks = sum(len(entry.attestations) for entry in manifest.predicate.variants)
+    done = f"signed: manifest with {checks} checks, provenance, {len(bundles.variants)} x model.sig"
+    done = "is signed already" if kept else done
     output.say(f"release {release.line} {release.version}: {done}")
 
 
 def _publish(args: argparse.Namespace) -> None:
+    from pipeline.stages import attest
+
     project, access = _project(), Access(args)
     if not (project.signed / record.FILE).exists():
         raise StageError("the built release is not signed", hint="run edge-release sign first")
     bundles = record.decode((project.signed / record.FILE).read_bytes())
     manifest = statement.parse(access.opener(bundles.manifest).payload)
-    if manifest.encode() != (project.release / MANIFEST_FILE).read_bytes():
+    if attest.bare(manifest).encode() != (project.release / MANIFEST_FILE).read_bytes():
         raise StageError("what is signed is not what was built last", hint="run edge-release sign again")
     files = {name: project.signed / name for name in manifest.files()}
     with output.byte_bars() as progress:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.catalog.names import RunnerClass
+from pipeline.catalog.names import RunnerClass, Target
 from pipeline.manifest.encoding import Count, Record, Sha256
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -63,8 +63,32 @@ class Memory(Record):
     bytes_per_token: Count
 
 
+class Instructions(Record):
+    """Instructions the guest executed inside the decoder, counted by an emulator: the same at every repetition.
+
+    `prompt` is over all prompts, `prompt_tokens` of them; `generated` over `steps` decodes of one token each. Memory
+    traffic does not show in them: `Memory.bytes_per_token` stands beside.
+    """
+
+    emulator: str
+    cpu: str
+    prompt: Count
+    prompt_tokens: Count
+    generated: Count
+    steps: Count
+
+    @property
+    def per_token(self) -> float | None:
+        """Instructions for each generated token; None where nothing was generated beyond a first token."""
+        return self.generated / self.steps if self.steps else None
+
+
 class Evidence(Record):
-    """One check's repeatable findings."""
+    """One check's repeatable findings.
+
+    `stand_in` says what was used instead where the hardware that the runner class names was not there; such evidence
+    shows that the files work, and proves nothing about that hardware.
+    """
 
     schema_version: Literal[1] = 1
     variant: str
@@ -76,6 +100,66 @@ class Evidence(Record):
     answers: list[Answer]
     quality: Quality
     memory: Memory
+    instructions: Instructions | None = None
+    stand_in: str | None = None
+
+
+class Missing(Record):
+    """A check that could not be made here, and why."""
+
+    schema_version: Literal[1] = 1
+    variant: str
+    runner: RunnerClass
+    missing: str
+
+
+class Difference(Record):
+    """Where a target's tokens part from the reference's: prompt, position among the generated tokens, and the
+    reference's margin there (the gap of its two highest logits)."""
+
+    id: str
+    position: Count
+    margin: Amount
+
+
+class Agreement(Record):
+    """One target against the reference: the largest teacher-forced KL (nats) at any position, and where tokens differ.
+
+    `emulator` is what stood in for the target's processor, None where the run was native.
+    """
+
+    target: Target
+    emulator: str | None = None
+    max_kl: Amount
+    differences: list[Difference]
+    holds: bool
+
+
+class Certificate(Record):
+    """The same file on all targets: equal tokens, or differences at near ties alone.
+
+    `model_sha256` is the file, `reference` the target compared with, `prompts` the golden prompts asked.
+    """
+
+    schema_version: Literal[1] = 1
+    model_sha256: Sha256
+    reference: Target
+    prompts: list[str]
+    margin_max: Amount
+    kl_max: Amount
+    targets: list[Agreement]
+    missing: dict[Target, str] = Field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every target was compared and agrees."""
+        return not self.missing and all(target.holds for target in self.targets)
+
+
+class Certificates(Record):
+    """The certificates of a tier's files."""
+
+    certificates: list[Certificate]
 
 
 class Percentiles(Record):
@@ -90,7 +174,8 @@ class Measurement(Record):
 
     `ttft_ms` is from the prompt's first token going in to the first token coming out, `per_token_ms` between later
     tokens, `inference_ms` a whole golden prompt; `peak_rss_bytes` is of the process that decoded (of all ranks together
-    where there are several); `machine` says where (CPU model, cores, kernel).
+    where there are several); `machine` says where (CPU model, cores, kernel, board, GPU). `joules_per_inference` is
+    measured or absent, never estimated. `throttled` names what held the processor back during the run.
     """
 
     schema_version: Literal[1] = 1
@@ -101,3 +186,6 @@ class Measurement(Record):
     inference_ms: Percentiles
     peak_rss_bytes: Count
     machine: dict[str, str]
+    joules_per_inference: Amount | None = None
+    temperature_c: float | None = None
+    throttled: list[str] = Field(default_factory=list)

@@ -1,121 +1,175 @@
 """The gate: a pure decision over all evidence, the thresholds and the previous release.
 
 Rules: every variant needs evidence; a reason names variant, figure, value and limit; wall-clock figures are compared
-with the previous release only where both were taken on the same kind of machine; nothing is rounded before comparing.
+with the previous release only where both were taken on the same kind of machine, instructions only within one format;
+evidence from a board's stand-in, or taken while the board was throttled, opens no channel; an emulator is asked too few
+prompts to judge exact match and p99 KL by; nothing is rounded before comparing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from pipeline.catalog.names import VARIANTS, Channel, RunnerClass, Variant
-from pipeline.catalog.params import Cost, Limits, Params, Regression
-from pipeline.manifest.evidence import Evidence, Measurement
+from pipeline.catalog.params import ChannelPolicy, Cost, Limits, Params, Regression
+from pipeline.manifest.evidence import Certificate, Evidence, Measurement
 from pipeline.manifest.statement import Row, Verdict
 
 # Nats below which two runs of the same weights differ by kernels and rounding alone: no regression is read into them.
 KL_NOISE = 1e-4
+# Runner classes whose clock counts: all but the emulator.
+MEASURED = frozenset(RunnerClass) - {RunnerClass.EMULATED}
 
 
-def row(evidence: Evidence, measurement: Measurement, cost: Cost) -> Row:
-    """Return what the gate looks at; cost is median inference time at `cost`'s USD a second, per 1,000."""
-    return Row(
+@dataclass(frozen=True)
+class Check:
+    """One check as the gate sees it: evidence, the clock's figures where they count, and the recipe's base."""
+
+    evidence: Evidence
+    measurement: Measurement | None = None
+    format: str | None = None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """All that was found about a release: checks, a certificate for each file, and what is wrong with the evidence."""
+
+    checks: Sequence[Check]
+    certificates: Sequence[Certificate] = ()
+    objections: Sequence[str] = field(default=())
+
+
+def row(check: Check, cost: Cost | None) -> Row:
+    """Return what the gate looks at; cost is of 1,000 median inferences, with joules where they were measured."""
+    evidence, measured = check.evidence, check.measurement
+    found = Row(
         variant=evidence.variant,
         runner=evidence.runner,
-        machine=measurement.machine.get("cpu", "unknown"),
+        machine=measured.machine.get("cpu", "unknown") if measured else evidence.engine.get("cpu", "unknown"),
         exact_match=evidence.quality.exact_match,
         mean_kl=evidence.quality.mean_kl,
         p99_kl=evidence.quality.p99_kl,
         perplexity_ratio=evidence.quality.perplexity_ratio,
-        ttft_p95_ms=measurement.ttft_ms.p95,
-        per_token_p50_ms=measurement.per_token_ms.p50,
-        per_token_p95_ms=measurement.per_token_ms.p95,
         bytes=evidence.memory.model_bytes,
-        cost_per_1k_usd=measurement.inference_ms.p50 * cost.usd_per_second,
+        format=check.format,
+        bytes_per_token=evidence.memory.bytes_per_token,
+        instructions_per_token=evidence.instructions.per_token if evidence.instructions else None,
+        stand_in=evidence.stand_in,
     )
+    if measured is None:
+        return found
+    seconds, joules = measured.inference_ms.p50 / 1e3, measured.joules_per_inference
+    clocked = {
+        "ttft_p95_ms": measured.ttft_ms.p95,
+        "per_token_p50_ms": measured.per_token_ms.p50,
+        "per_token_p95_ms": measured.per_token_ms.p95,
+        "cost_per_1k_usd": 1000 * cost.usd(seconds, joules) if cost else None,
+    }
+    return found.model_copy(update=clocked)
 
 
-def gate(
-    checks: Iterable[tuple[Evidence, Measurement]],
-    params: Params,
-    previous: Verdict | None,
-    previous_version: int | None,
-) -> Verdict:
-    """Return the verdict over all checks.
+def gate(proof: Proof, params: Params, previous: Verdict | None, previous_version: int | None) -> Verdict:
+    """Return the verdict over all that was found.
 
     Args:
         previous: the previous release's verdict; None for the first release.
     """
-    pairs = sorted(checks, key=lambda pair: (pair[0].variant, pair[0].runner))
-    rows = [row(e, m, params.costs[e.runner]) for e, m in pairs if e.runner in params.costs]
+    checks = sorted(proof.checks, key=lambda c: (c.evidence.variant, c.evidence.runner))
+    rows = [row(c, params.costs.get(c.evidence.runner)) for c in checks]
     before = {(r.variant, r.runner): r for r in previous.rows} if previous else {}
-    reasons = [*_unproven(pairs), *_unpriced(pairs, params.costs)]
+    reasons = [*proof.objections, *_unproven(checks), *_unpriced(checks, params.costs), *_parted(proof.certificates)]
     for found in rows:
         reasons += _over_limits(found, params.thresholds.tiers[Variant.parse(found.variant).tier])
         if (last := before.get((found.variant, found.runner))) is not None:
             reasons += _worse_than(found, last, params.thresholds.regression)
-    channels = [] if reasons else _channels(pairs, params.channels)
+    channels = [] if reasons else _channels(checks, params.channels)
     return Verdict(passed=not reasons, reasons=reasons, channels=channels, previous_version=previous_version, rows=rows)
 
 
-def _unproven(pairs: list[tuple[Evidence, Measurement]]) -> Iterator[str]:
-    proven = {e.variant for e, _ in pairs}
+def _unproven(checks: Sequence[Check]) -> Iterator[str]:
+    proven = {c.evidence.variant for c in checks}
     for variant in VARIANTS:
         if variant.name not in proven:
             yield f"{variant}: there is no evidence"
-    for evidence, _ in pairs:
-        if not evidence.deterministic:
-            yield f"{evidence.variant} on {evidence.runner}: two runs gave different tokens"
+    for check in checks:
+        if not check.evidence.deterministic:
+            yield f"{check.evidence.variant} on {check.evidence.runner}: two runs gave different tokens"
 
 
-def _unpriced(pairs: list[tuple[Evidence, Measurement]], costs: dict[RunnerClass, Cost]) -> Iterator[str]:
-    for runner in sorted({e.runner for e, _ in pairs} - set(costs)):
+def _unpriced(checks: Sequence[Check], costs: dict[RunnerClass, Cost]) -> Iterator[str]:
+    for runner in sorted({c.evidence.runner for c in checks} & MEASURED - set(costs)):
         yield f"params.yaml has no costs for runner class {runner}"
+
+
+def _parted(certificates: Sequence[Certificate]) -> Iterator[str]:
+    for certificate in certificates:
+        for target in certificate.targets:
+            if not target.holds:
+                yield (
+                    f"model {certificate.model_sha256[:12]} on {target.target}: tokens or logits part from "
+                    f"{certificate.reference}'s (largest KL {target.max_kl:.3g}, {len(target.differences)} differences)"
+                )
 
 
 def _over_limits(found: Row, limits: Limits) -> Iterator[str]:
     quality, latency = limits.quality, limits.latency
-    if found.exact_match < quality.exact_match_min:
+    if found.runner in MEASURED and found.exact_match < quality.exact_match_min:
         yield _reason(found, "exact match", found.exact_match, "below", quality.exact_match_min)
     for figure, value, limit in (
         ("mean KL", found.mean_kl, quality.mean_kl_max),
-        ("p99 KL", found.p99_kl, quality.p99_kl_max),
+        ("p99 KL", found.p99_kl if found.runner in MEASURED else None, quality.p99_kl_max),
         ("perplexity ratio", found.perplexity_ratio, quality.perplexity_ratio_max),
         ("p95 time to first token (ms)", found.ttft_p95_ms, latency.ttft_p95_ms_max),
         ("p95 time per token (ms)", found.per_token_p95_ms, latency.per_token_p95_ms_max),
         ("size (bytes)", found.bytes, limits.bytes_max),
         ("cost per 1,000 (USD)", found.cost_per_1k_usd, limits.cost_per_1k_usd_max),
     ):
-        if value > limit:
+        if value is not None and value > limit:
             yield _reason(found, figure, value, "above", limit)
 
 
 def _worse_than(found: Row, last: Row, allowed: Regression) -> Iterator[str]:
     least = last.exact_match - allowed.exact_match_drop_max
-    if found.exact_match < least:
+    if found.runner in MEASURED and found.exact_match < least:
         yield _reason(found, "exact match against the previous release", found.exact_match, "below", least)
-    compared = [
+    compared: list[tuple[str, float | None, float | None]] = [
         ("mean KL", found.mean_kl, max(last.mean_kl * allowed.mean_kl_ratio_max, KL_NOISE)),
         ("size (bytes)", found.bytes, last.bytes * allowed.bytes_ratio_max),
     ]
-    if found.machine == last.machine:
+    if found.machine == last.machine and found.stand_in == last.stand_in:
         compared += [
-            ("p50 time per token (ms)", found.per_token_p50_ms, last.per_token_p50_ms * allowed.latency_ratio_max),
-            ("cost per 1,000 (USD)", found.cost_per_1k_usd, last.cost_per_1k_usd * allowed.cost_ratio_max),
+            (
+                "p50 time per token (ms)",
+                found.per_token_p50_ms,
+                _times(last.per_token_p50_ms, allowed.latency_ratio_max),
+            ),
+            ("cost per 1,000 (USD)", found.cost_per_1k_usd, _times(last.cost_per_1k_usd, allowed.cost_ratio_max)),
         ]
+    if found.format == last.format:
+        most = _times(last.instructions_per_token, allowed.instructions_ratio_max)
+        compared.append(("instructions per token", found.instructions_per_token, most))
     for figure, value, most in compared:
-        if value > most:
+        if value is not None and most is not None and value > most:
             yield _reason(found, f"{figure} against the previous release", value, "above", most)
+
+
+def _times(value: float | None, ratio: float) -> float | None:
+    return None if value is None else value * ratio
 
 
 def _reason(found: Row, figure: str, value: float, side: str, limit: float) -> str:
     return f"{found.variant} on {found.runner}: {figure} is {value:.6g}, {side} {limit:.6g}"
 
 
-def _channels(pairs: list[tuple[Evidence, Measurement]], policy: dict[Channel, list[RunnerClass]]) -> list[Channel]:
-    proven = {(e.variant, e.runner) for e, _ in pairs}
+def _channels(checks: Iterable[Check], policy: dict[Channel, ChannelPolicy]) -> list[Channel]:
+    proven: dict[str, set[RunnerClass]] = {}
+    for check in checks:
+        throttled = check.measurement is not None and check.measurement.throttled
+        if check.evidence.stand_in is None and not throttled:
+            proven.setdefault(check.evidence.variant, set()).add(check.evidence.runner)
     return [
         channel
         for channel in Channel
-        if channel in policy and all((v.name, runner) in proven for v in VARIANTS for runner in policy[channel])
+        if channel in policy and all(policy[channel].accepted(v) & proven.get(v.name, set()) for v in VARIANTS)
     ]

@@ -143,7 +143,7 @@ def _check_history(version: int, digest: str, seen: Seen, *, older_allowed: bool
 
 def _check_same_release(bundles: Bundles, manifest: Manifest, opener: Opener) -> None:
     provenance.check_covers(opener(bundles.provenance).payload, manifest)
-    entries = {v.name: v for v in manifest.predicate.variants}
+    entries = {e.name: e for e in manifest.entries}
     if set(bundles.variants) != set(entries):
         raise TrustError(Refusal.MIXED, "the release's signatures and its variants differ")
     for name, bundle in bundles.variants.items():

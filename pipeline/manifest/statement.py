@@ -17,7 +17,7 @@ from pipeline.catalog.names import Channel, RunnerClass, Target, Tier
 from pipeline.errors import Refusal, TrustError
 from pipeline.manifest import oms
 from pipeline.manifest.encoding import Record, Sha256, decode, sha256
-from pipeline.manifest.evidence import Evidence, File, Measurement
+from pipeline.manifest.evidence import Certificate, Evidence, File, Measurement, Missing
 from pipeline.manifest.names import safe_name
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
@@ -71,8 +71,23 @@ class ModelConfig(Record):
     tensor_parallel: int = 1
 
 
+class Attestation(Record):
+    """A check's in-toto test-result, signed by the machine or job that made it; `bundle` is the Sigstore bundle."""
+
+    runner: RunnerClass
+    bundle: dict[str, Any]
+
+
+class RuntimeEntry(Record):
+    """The programs that run a target's variants, named `runtime-<target>`."""
+
+    name: str
+    target: Target
+    files: Annotated[list[File], Field(min_length=1)]
+
+
 class VariantEntry(Record):
-    """One variant: its files, how it was made, and the proof."""
+    """One variant: its files, how it was made, and the proof; `missing` are the checks that could not be made."""
 
     name: str
     tier: Tier
@@ -83,10 +98,17 @@ class VariantEntry(Record):
     model: ModelConfig
     evidence: list[Evidence]
     measurements: list[Measurement]
+    missing: list[Missing] = Field(default_factory=list)
+    attestations: list[Attestation] = Field(default_factory=list)
+    certificate: Certificate | None = None
 
 
 class Row(Record):
-    """What the gate compared of one variant on one runner class; the next release is compared with it."""
+    """What the gate compared of one variant on one runner class; the next release is compared with it.
+
+    Wall-clock figures and cost are there where the class is measured, `instructions_per_token` where they were counted;
+    `format` is the recipe's base, across which instructions are not compared.
+    """
 
     variant: str
     runner: RunnerClass
@@ -95,11 +117,15 @@ class Row(Record):
     mean_kl: float
     p99_kl: float
     perplexity_ratio: float
-    ttft_p95_ms: float
-    per_token_p50_ms: float
-    per_token_p95_ms: float
     bytes: int
-    cost_per_1k_usd: float
+    ttft_p95_ms: float | None = None
+    per_token_p50_ms: float | None = None
+    per_token_p95_ms: float | None = None
+    cost_per_1k_usd: float | None = None
+    format: str | None = None
+    bytes_per_token: int | None = None
+    instructions_per_token: float | None = None
+    stand_in: str | None = None
 
 
 class Verdict(Record):
@@ -119,6 +145,7 @@ class Predicate(Record):
     source: Source
     toolchain: dict[str, str]
     variants: Annotated[list[VariantEntry], Field(min_length=1)]
+    runtimes: list[RuntimeEntry] = Field(default_factory=list)
     gate: Verdict
 
 
@@ -138,18 +165,33 @@ class Manifest(Record):
     def expires(self) -> datetime:
         return self.predicate.release.expires
 
+    @property
+    def entries(self) -> list[VariantEntry | RuntimeEntry]:
+        """Everything that is released in a folder of its own: the variants, then the runtimes."""
+        return [*self.predicate.variants, *self.predicate.runtimes]
+
+    def entry(self, name: str) -> VariantEntry | RuntimeEntry:
+        """Return the entry of a variant or runtime; raises KeyError when this release has none of that name."""
+        return {e.name: e for e in self.entries}[name]
+
     def files(self) -> dict[str, File]:
-        """Return every file by its subject name, `<variant>/<file>`."""
-        return {f"{v.name}/{f.name}": f for v in self.predicate.variants for f in v.files}
+        """Return every file by its subject name, `<folder>/<file>`."""
+        return {f"{e.name}/{f.name}": f for e in self.entries for f in e.files}
 
     def variant(self, name: str) -> VariantEntry:
         """Return the entry of a variant; raises KeyError when this release has none of that name."""
         return {v.name: v for v in self.predicate.variants}[name]
 
 
+def runtime_name(target: Target) -> str:
+    """Return the name of a target's runtime."""
+    return f"runtime-{target}"
+
+
 def build(predicate: Predicate) -> Manifest:
     """Return the manifest over the predicate's own files, subjects sorted by name."""
-    files = sorted((f"{v.name}/{f.name}", f.sha256) for v in predicate.variants for f in v.files)
+    folders: list[VariantEntry | RuntimeEntry] = [*predicate.variants, *predicate.runtimes]
+    files = sorted((f"{e.name}/{f.name}", f.sha256) for e in folders for f in e.files)
     manifest = Manifest(
         type_=STATEMENT_TYPE,
         predicate_type=MANIFEST_TYPE,
@@ -185,8 +227,10 @@ def _consistent(manifest: Manifest) -> None:
         raise TrustError(Refusal.MALFORMED, "two subjects have the same name")
     if subjects != {name: f.sha256 for name, f in files.items()} or len(files) != _listed(manifest):
         raise TrustError(Refusal.MALFORMED, "the subjects and the variants' files differ")
-    names = [v.name for v in manifest.predicate.variants]
-    if len(set(names)) != len(names) or any(v.name != f"{v.tier}-{v.target}" for v in manifest.predicate.variants):
+    names = [e.name for e in manifest.entries]
+    wanted = [f"{v.tier}-{v.target}" for v in manifest.predicate.variants]
+    wanted += [runtime_name(r.target) for r in manifest.predicate.runtimes]
+    if len(set(names)) != len(names) or names != wanted:
         raise TrustError(Refusal.MALFORMED, "a variant's name is not its tier and target, or stands twice")
     _creatable({name.casefold() for name in subjects})
 
@@ -200,4 +244,4 @@ def _creatable(names: set[str]) -> None:
 
 
 def _listed(manifest: Manifest) -> int:
-    return sum(len(v.files) for v in manifest.predicate.variants)
+    return sum(len(e.files) for e in manifest.entries)

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pipeline.catalog.document import Document
+from pipeline.catalog.names import RunnerClass
 
 
 class SigstoreTrust(Document):
@@ -40,6 +41,12 @@ class Trust(Document):
     line: Annotated[str, Field(description="release line these signers may speak for")]
     public_keys: Annotated[list[str], Field(default_factory=list, max_length=16)]
     sigstore: SigstoreTrust | None = None
+    evidence: Annotated[
+        dict[RunnerClass, list[str]],
+        Field(
+            default_factory=dict, description="keys of machines whose checks count, by runner class; else the signers'"
+        ),
+    ]
 
     @model_validator(mode="after")
     def _one_kind(self) -> Trust:

@@ -1,8 +1,7 @@
-"""llama.cpp in this process: tokenize, decode and quantize GGUF files.
+"""llama.cpp in this process: tokenize with a GGUF file's vocabulary, and quantize.
 
-Rules: greedy decoding on the CPU with everything fixed that affects tokens (f32 KV cache, no flash attention, one
-sequence, a fresh context each time, the threads given); llama.cpp's log is kept from the terminal, its last lines end
-an error's message; a file is read by our own parser before llama.cpp opens it, whose checks may end the process.
+Rules: llama.cpp's log is kept from the terminal, its last lines end an error's message; a file is read by our own
+parser before llama.cpp opens it, whose checks may end the process. Decoding is the golden runner's.
 """
 
 from __future__ import annotations
@@ -11,13 +10,10 @@ import atexit
 import ctypes
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import pairwise
 from pathlib import Path
-from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
 
@@ -29,10 +25,7 @@ from pipeline.errors import StageError, ToolError, TrustError
 from pipeline.manifest import gguf
 from pipeline.ports import files
 
-F32 = 0  # ggml_type
-NO_FLASH_ATTENTION = 0  # llama_flash_attn_type
 KV_INT, KV_STR = 0, 3  # llama_model_kv_override_type
-LOGIT_ROWS = 256  # positions decoded at a time where all logits are wanted: bounds memory at large vocabularies
 SLAB_BYTES = 64 << 20  # rows of one tensor kept in memory while quantizing; llama.cpp's default is 8 GiB
 
 _FALLBACK = re.compile(
@@ -48,15 +41,6 @@ class Fallback:
     tensor: str
     wanted: str
     taken: str
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Greedily chosen ids without the end token; durations in ns, to the first token and for each later one."""
-
-    tokens: tuple[int, ...]
-    ttft_ns: int
-    step_ns: tuple[int, ...]
 
 
 class _Log:
@@ -209,24 +193,20 @@ def _metadata(api: Any, metadata: Mapping[str, str | int]) -> Any:
 
 
 class Session:
-    """A GGUF model held open for decoding; close it, or use it in a `with` block.
-
-    Args:
-        context: tokens a prompt and its answer may have together.
-        vocab_only: load no weights, for `tokenize`, `text` and `chat` alone.
+    """A GGUF model's vocabulary and chat template, without its weights; close it, or use it in a `with` block.
 
     Raises:
         StageError: the file is no GGUF file.
         ToolError: llama.cpp cannot load it.
     """
 
-    def __init__(self, path: Path, *, context: int = 512, threads: int = 1, vocab_only: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         header(path)
         self._library = _library()
         self._api = api = self._library.api
-        self._context_tokens, self._threads, self._path = context, threads, path
+        self._path = path
         params = api.llama_model_default_params()
-        params.n_gpu_layers, params.vocab_only = 0, vocab_only
+        params.n_gpu_layers, params.vocab_only = 0, True
         self._library.log.clear()
         self._model = api.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
@@ -342,97 +322,6 @@ class Session:
     def _special(self, name: str) -> str:
         token = getattr(self._api, f"llama_vocab_{name}")(self._vocab)
         return "" if token < 0 else str(self._api.llama_vocab_get_text(self._vocab, token).decode())
-
-    def greedy(self, ids: Sequence[int], max_tokens: int) -> Generated:
-        """Decode `ids`, then the most likely token again and again, until an end token or `max_tokens`.
-
-        Raises:
-            StageError: no ids, or more than fit the context together with `max_tokens`.
-        """
-        self._require_fit(len(ids), max_tokens)
-        tokens: list[int] = []
-        with self._context() as context:
-            following = list(ids)
-            times = [perf_counter_ns()]
-            while len(tokens) < max_tokens:
-                held = (ctypes.c_int32 * len(following))(*following)  # the batch only points to it
-                self._decode(context, self._api.llama_batch_get_one(held, len(following)))
-                logits = self._api.llama_get_logits_ith(context, -1)
-                token = int(np.ctypeslib.as_array(logits, (self.vocabulary,)).argmax())
-                times.append(perf_counter_ns())
-                if self._api.llama_vocab_is_eog(self._vocab, token):
-                    break
-                tokens.append(token)
-                following = [token]
-        durations = [b - a for a, b in pairwise(times)]
-        return Generated(tuple(tokens), durations[0], tuple(durations[1 : max(1, len(tokens))]))
-
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Return the logits after each of `ids`: float32 [len(ids), vocabulary].
-
-        Raises:
-            StageError: no ids, or more than fit the context.
-        """
-        self._require_fit(len(ids), 0)
-        found = np.empty((len(ids), self.vocabulary), np.float32)
-        with self._context() as context:
-            for start in range(0, len(ids), LOGIT_ROWS):
-                piece = ids[start : start + LOGIT_ROWS]
-                with self._batch(piece, start) as batch:
-                    self._decode(context, batch)
-                rows = self._api.llama_get_logits(context)
-                found[start : start + len(piece)] = np.ctypeslib.as_array(rows, (len(piece), self.vocabulary))
-        return found
-
-    def _require_fit(self, prompt: int, more: int) -> None:
-        if not prompt:
-            raise StageError("there are no tokens to decode", hint="give a prompt that is not empty")
-        if prompt + more > self._context_tokens:
-            wanted = f"{prompt} tokens and {more} to generate" if more else f"{prompt} tokens"
-            raise StageError(
-                f"{wanted} do not fit a context of {self._context_tokens}",
-                hint="shorten the prompt, or raise check.context in params.yaml",
-            )
-
-    @contextmanager
-    def _context(self) -> Iterator[Any]:
-        params = self._api.llama_context_default_params()
-        params.n_ctx = params.n_batch = self._context_tokens
-        params.n_seq_max = 1
-        params.n_threads = params.n_threads_batch = self._threads
-        params.type_k = params.type_v = F32
-        params.flash_attn_type = NO_FLASH_ATTENTION
-        params.no_perf = True
-        self._library.log.clear()
-        context = self._api.llama_init_from_model(self._model, params)
-        if not context:
-            raise ToolError(
-                f"llama.cpp cannot decode with {self._path.name}: {self._library.log.tail}",
-                hint="free memory, or lower check.context in params.yaml",
-            )
-        try:
-            yield context
-        finally:
-            self._api.llama_free(context)
-
-    @contextmanager
-    def _batch(self, ids: Sequence[int], start: int) -> Iterator[Any]:
-        batch = self._api.llama_batch_init(len(ids), 0, 1)
-        try:
-            batch.n_tokens = len(ids)
-            for i, token in enumerate(ids):
-                batch.token[i], batch.pos[i], batch.logits[i] = token, start + i, True
-                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-            yield batch
-        finally:
-            self._api.llama_batch_free(batch)
-
-    def _decode(self, context: Any, batch: Any) -> None:
-        if status := self._api.llama_decode(context, batch):
-            raise ToolError(
-                f"llama.cpp cannot decode with {self._path.name} (status {status}): {self._library.log.tail}",
-                hint="check that the token ids are this model's",
-            )
 
 
 def _refuse_messages(message: str) -> None:

@@ -6,6 +6,7 @@ Rules: pinned keys are brought into one spelling before use; an existing file is
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -44,7 +45,12 @@ def opener(trust: Trust, base: Path) -> dsse.Opener:
     """
     if trust.sigstore is not None:
         return sigstore.opener(trust.sigstore, base)
-    pems = tuple(_canonical(pem) for pem in trust.public_keys)
+    return keys_opener(trust.public_keys)
+
+
+def keys_opener(public_keys: Sequence[str]) -> dsse.Opener:
+    """Return what verifies bundles signed by one of these keys; raises CatalogError as `opener`."""
+    pems = tuple(_canonical(pem) for pem in public_keys)
     return lambda bundle: dsse.open_with_keys(bundle, pems)
 
 

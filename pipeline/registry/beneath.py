@@ -84,6 +84,12 @@ def file(parent: int, name: str) -> Iterator[BinaryIO]:
         os.close(handle)
 
 
+def make_executable(parent: int, name: str) -> None:
+    """Let everyone run a regular file below `parent`; raises as `file`."""
+    with file(parent, name) as f:
+        os.fchmod(f.fileno(), 0o755)
+
+
 def open_in(parent: int, part: str, flags: int, mode: int = 0o600) -> int:
     """Open one name in a folder without following a link; raises TrustError SYMLINK, OSError."""
     try:

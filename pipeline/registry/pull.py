@@ -1,4 +1,4 @@
-"""Bring one variant of an accepted release into a folder, and activate it.
+"""Bring one variant, or one runtime, of an accepted release into a folder, and activate it.
 
     INTO/versions/<version>/    the variant's files, model.sig and release.json beside them
     INTO/current                link to the active version; swapped in one rename
@@ -28,7 +28,7 @@ from pipeline.errors import ConflictError, RegistryError, StageError, TrustError
 from pipeline.manifest import dsse, oms, statement
 from pipeline.manifest.evidence import File
 from pipeline.manifest.rules import Accepted
-from pipeline.manifest.statement import VariantEntry
+from pipeline.manifest.statement import RuntimeEntry, VariantEntry
 from pipeline.registry import activate, beneath, layout, record, tree
 from pipeline.registry.download import download, partial_size
 from pipeline.registry.store import Progress, Store, silent
@@ -54,13 +54,13 @@ def pull(
     *,
     free: Callable[[Path], int] = free_bytes,
 ) -> Path:
-    """Bring a variant into `into`, activate it, and return its version's folder.
+    """Bring a variant or runtime into `into`, activate it, and return its version's folder.
 
     Args:
         accepted: by `consume.fetch`; remember its `seen` when this is done.
 
     Raises:
-        RegistryError: there is no such variant, or the registry went away.
+        RegistryError: there is no such variant or runtime, or the registry went away.
         TrustError: MISSING_FILE, TAMPERED, HOSTILE_MODEL, or SYMLINK (one was planted below `into`).
         StageError: the disk is full, or the folder cannot be written.
         ConflictError: another pull into this folder is running.
@@ -88,7 +88,7 @@ class _Job:
 
     store: Store
     accepted: Accepted
-    entry: VariantEntry
+    entry: VariantEntry | RuntimeEntry
     versions: int
     partial: int
     meter: Meter
@@ -126,6 +126,9 @@ class _Job:
             except TrustError:
                 beneath.remove(self.versions, staging)
                 raise
+            if isinstance(self.entry, RuntimeEntry):
+                for f in self.entry.files:
+                    beneath.make_executable(folder, f.name)
         _put_in_place(self.versions, staging, version)
 
     def _fill(self, folder: int, staging: str, free: int) -> None:
@@ -176,11 +179,11 @@ class _Job:
         return {record.FILE: record.encode(bundles), oms.SIGNATURE_FILE: bundles.variants[self.entry.name]}
 
 
-def _entry(accepted: Accepted, variant: str) -> VariantEntry:
+def _entry(accepted: Accepted, variant: str) -> VariantEntry | RuntimeEntry:
     try:
-        return accepted.manifest.variant(variant)
+        return accepted.manifest.entry(variant)
     except KeyError as e:
-        there = ", ".join(v.name for v in accepted.manifest.predicate.variants)
+        there = ", ".join(entry.name for entry in accepted.manifest.entries)
         raise RegistryError(
             f"release {accepted.manifest.release.version} has no variant {variant}", hint=f"it has {there}"
         ) from e

@@ -25,7 +25,7 @@ def sign(manifest_payload: bytes, provenance_payload: bytes, signer: Signer) -> 
     return Bundles(
         manifest=signer(manifest_payload),
         provenance=signer(provenance_payload),
-        variants={v.name: signer(oms.statement(v.name, v.files)) for v in manifest.predicate.variants},
+        variants={e.name: signer(oms.statement(e.name, e.files)) for e in manifest.entries},
     )
 
 
@@ -37,7 +37,7 @@ def already(folder: Path, manifest_payload: bytes, provenance_payload: bytes, op
             opener(bundles.manifest).payload == manifest_payload
             and opener(bundles.provenance).payload == provenance_payload
         )
-        for entry in statement.parse(manifest_payload).predicate.variants:
+        for entry in statement.parse(manifest_payload).entries:
             oms.check_covers(opener(bundles.variants[entry.name]).payload, entry.name, entry.files)
     except (OSError, KeyError, TrustError):
         return None  # whatever is wrong with the old signatures, new ones mend it

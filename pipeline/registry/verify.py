@@ -13,7 +13,7 @@ from pipeline.manifest import oms, rules, statement
 from pipeline.manifest.dsse import Opener, check_size
 from pipeline.manifest.evidence import File
 from pipeline.manifest.rules import Accepted, Bundles, Seen
-from pipeline.manifest.statement import Manifest, VariantEntry
+from pipeline.manifest.statement import Manifest, RuntimeEntry, VariantEntry
 from pipeline.registry import beneath, headers, layout, record, streams, tree
 from pipeline.registry.store import Progress, Store, silent
 
@@ -94,6 +94,16 @@ def verify_folder(
     return accepted
 
 
+def held(folder: Path, accepted: Accepted) -> str:
+    """Return the name of the variant or runtime that an accepted folder holds; raises TrustError, RegistryError."""
+    try:
+        with beneath.root(folder) as root:
+            signature = _statement(root, oms.SIGNATURE_FILE, layout.MAX_RECORD)
+    except OSError as e:
+        raise RegistryError(f"{folder}: {e.strerror}", hint="name a folder that was pulled") from e
+    return held_variant(accepted.manifest, accepted.bundles, signature).name
+
+
 def _statement(root: int, name: str, limit: int) -> bytes:
     try:
         with beneath.file(root, name) as f:
@@ -105,10 +115,14 @@ def _statement(root: int, name: str, limit: int) -> bytes:
     return data
 
 
-def held_variant(manifest: Manifest, bundles: Bundles, signature: bytes) -> VariantEntry:
-    """Return the variant whose signature lies in a folder; raises TrustError MIXED where it is of another release."""
+def held_variant(manifest: Manifest, bundles: Bundles, signature: bytes) -> VariantEntry | RuntimeEntry:
+    """Return the variant or runtime whose signature lies in a folder.
+
+    Raises:
+        TrustError: MIXED, where it is of another release.
+    """
     check_size(signature)
-    for entry in manifest.predicate.variants:
+    for entry in manifest.entries:
         if bundles.variants[entry.name] == record.normal(signature):
             return entry
     raise TrustError(Refusal.MIXED, f"{oms.SIGNATURE_FILE} is not of the release in {record.FILE}")

@@ -53,7 +53,7 @@ def calibrate(project: Project, tier: Tier) -> None:
 
 
 def _text(model: Path, examples: Sequence[Example], context: int) -> str:
-    with llama.Session(model, vocab_only=True) as session:
+    with llama.Session(model) as session:
         turns = [session.chat(e.prompt, e.answer) for e in in_turn(examples)]
         # Each turn begins as a conversation does: what is decoded later begins so too.
         text = (session.begin or "\n" * (not session.has_template)).join(turns)

@@ -1,117 +1,139 @@
-"""Stage `check`: prove one variant on its golden prompts.
+"""Stage `check`: prove variants on their golden prompts, on one runner class.
 
-Rules: the released files are what is checked; two runs in processes and contexts of their own must give identical token
-ids; quality is against the expected answers and the unquantized tier; wall-clock figures are kept apart from what
-repeats.
+Rules: the released files are what is checked; a second pass in fresh contexts must give identical token ids; quality is
+against the expected answers and the unquantized tier; wall-clock figures are kept apart from what repeats, and under
+emulation there are none. Variants whose files are equal are decoded once. A machine that is not of the runner class is
+refused; where a class can be stood in for, the evidence says by what.
 """
 
 from __future__ import annotations
 
-import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from pipeline.catalog.names import GGUF_TIERS, RunnerClass, Variant
+from pipeline.catalog.names import BOARDS, GGUF_TIERS, RunnerClass, Variant
 from pipeline.errors import StageError
-from pipeline.manifest.evidence import Answer, Evidence, File, Measurement
-from pipeline.ports import files
-from pipeline.stages import describe, gguf_run, latency, shards_run
-from pipeline.stages.golden import Decoded, GoldenRun
-from pipeline.stages.project import MODEL, Project
-from pipeline.stages.quality import quality
+from pipeline.manifest.evidence import Answer, Evidence, File, Measurement, Missing
+from pipeline.manifest.gate import MEASURED
+from pipeline.ports import files, machine
+from pipeline.stages import describe, latency
+from pipeline.stages.checked import Checked
+from pipeline.stages.project import Project
 
 
-@dataclass(frozen=True)
-class Runs:
-    """Two runs of the variant, and the unquantized tier's logits over the same tokens."""
+def check(
+    project: Project, variants: Sequence[Variant], runner: RunnerClass, *, allow_throttled: bool = False
+) -> list[Evidence | Missing]:
+    """Write evidence, and where the clock counts measurements, of each variant; return the evidence.
 
-    first: Decoded
-    second: Decoded
-    reference: Decoded
-
-
-def check(project: Project, variant: Variant, runner: RunnerClass) -> Evidence:
-    """Write evidence, measurements and pytest-benchmark's JSON of one variant; return the evidence.
+    Args:
+        allow_throttled: keep a run during which the machine was throttled, marked as such, instead of refusing it.
 
     Raises:
-        StageError: two runs gave different tokens, ranks and one process disagree, or a prompt does not fit.
+        StageError: this machine is not of the runner class, was throttled, ranks and one process disagree, or a prompt
+            does not fit.
         ToolError: a decoding process failed.
     """
-    prompts = project.golden()
+    _refuse_unsuitable(variants, runner)
+    done: dict[tuple[str, str], Checked | Missing] = {}
+    evidence: list[Evidence | Missing] = []
+    for variant in variants:
+        key = (variant.tier, files.tree_digest(project.variant(variant)))
+        if runner is RunnerClass.EMULATED or key not in done:
+            done[key] = _run(project, variant, runner)
+        found = done[key]
+        if isinstance(found, Missing):
+            files.write(project.evidence(variant, runner), found.encode() + b"\n")
+            evidence.append(found)
+        else:
+            _refuse_throttled(found, variant, runner, allow=allow_throttled)
+            evidence.append(_write(project, variant, runner, found))
+    return evidence
+
+
+def released(folder: Path) -> list[File]:
+    """Return the files of a folder as a manifest lists them, sorted by name."""
+    return [listed(p.relative_to(folder).as_posix(), p) for p in sorted(folder.rglob("*")) if p.is_file()]
+
+
+def listed(name: str, path: Path) -> File:
+    """Return a file as a manifest lists it."""
+    return File(name=name, size=path.stat().st_size, sha256=files.sha256_file(path))
+
+
+def _refuse_unsuitable(variants: Sequence[Variant], runner: RunnerClass) -> None:
+    gguf = {RunnerClass.EMULATED, RunnerClass.PI5, RunnerClass.RISCV}
+    for variant in variants:
+        if (runner in gguf and variant.tier not in GGUF_TIERS) or (
+            runner is RunnerClass.NVLINK and variant.tier in GGUF_TIERS
+        ):
+            raise StageError(
+                f"{variant} is not for runner class {runner}",
+                hint="GGUF tiers: host, emulated, pi5 or riscv; the large tier: host or nvlink",
+            )
+
+
+def _run(project: Project, variant: Variant, runner: RunnerClass) -> Checked | Missing:
     with _scratch(project) as scratch:
-        runs = (_gguf_runs if variant.tier in GGUF_TIERS else _shard_runs)(project, variant, scratch)
-        found = quality(prompts, runs.first, runs.reference)
-    run = runs.first.run
+        if variant.tier in GGUF_TIERS:
+            from pipeline.stages import check_gguf
+
+            return check_gguf.run(project, variant, runner, scratch)
+        from pipeline.stages import check_shards
+
+        return check_shards.run(project, variant, runner, scratch)
+
+
+def _refuse_throttled(found: Checked, variant: Variant, runner: RunnerClass, *, allow: bool) -> None:
+    if found.metered is None or runner not in BOARDS or found.stand_in:
+        return  # what a build host's clock says is no claim about a board
+    if runner is RunnerClass.PI5 and not found.metered.throttling_sources:
+        raise StageError(
+            f"{variant}: nothing here can tell whether the board is throttled",
+            hint="add this user to group video, so that it may ask vcgencmd (docs/runners.md)",
+        )
+    flags = found.metered.throttled
+    if flags and not allow:
+        raise StageError(
+            f"{variant}: the machine was held back during the run: {', '.join(flags)}",
+            hint="cool it and give it power (docs/runners.md), or keep the run marked with --allow-throttled",
+        )
+
+
+def _write(project: Project, variant: Variant, runner: RunnerClass, found: Checked) -> Evidence:
     evidence = Evidence(
         variant=variant.name,
         runner=runner,
-        files=_files(project.variant(variant)),
+        files=released(project.variant(variant)),
         golden_sha256=files.sha256_file(project.golden_file),
-        engine=run.engine,
-        deterministic=_tokens(run) == _tokens(runs.second.run),
+        engine=found.run.engine,
+        deterministic=found.run.repeatable,
         answers=[
             Answer(id=a.id, tokens=a.tokens, passed=p.accepts(a.text))
-            for p, a in zip(prompts, run.answers, strict=True)
+            for p, a in zip(found.prompts, found.run.answers, strict=True)
         ],
-        quality=found,
+        quality=found.quality,
         memory=describe.memory(project.variant(variant)),
+        instructions=found.instructions,
+        stand_in=found.stand_in,
     )
-    measured = _measurement(project, variant, runner, runs.second.run)
-    files.write(project.measurement(variant, runner), measured.encode() + b"\n")
+    if runner in MEASURED:
+        files.write(
+            project.measurement(variant, runner), _measurement(project, variant, runner, found).encode() + b"\n"
+        )
     files.write(project.evidence(variant, runner), evidence.encode() + b"\n")
     return evidence
 
 
-def first_difference(one: GoldenRun, other: GoldenRun) -> str | None:
-    """Return the id of the first prompt that two runs answered with different tokens, None where there is none."""
-    pairs = zip(one.answers, other.answers, strict=True)
-    return next((a.id for a, b in pairs if a.tokens != b.tokens), None)
-
-
-def _tokens(run: GoldenRun) -> list[list[int]]:
-    return [answer.tokens for answer in run.answers]
-
-
-def _gguf_runs(project: Project, variant: Variant, scratch: Path) -> Runs:
-    model, prompts, params = project.variant(variant) / MODEL, project.golden_file, project.params.check
-    launch = partial(gguf_run.launch, prompts=prompts, context=params.context, threads=params.threads)
-    return Runs(
-        first=launch(model, out=scratch / "first", logits=True),
-        second=launch(model, out=scratch / "second"),
-        reference=launch(project.gguf(variant.tier), out=scratch / "reference", logits=True, answers=False),
-    )
-
-
-def _shard_runs(project: Project, variant: Variant, scratch: Path) -> Runs:
-    prompts, threads = project.golden(), project.params.check.threads
-    recipe, model = project.tier(variant.tier).shard, project.model(variant.tier)
-    assert recipe is not None, "the catalog gives the large tier a shard"
-    first, second = shards_run.launch(
-        project.variant(variant), prompts, scratch / "ranks", threads=threads, logits=True, times=2
-    )
-    alone = shards_run.whole(model, scratch / "alone", matrices=recipe.matrices, norms=recipe.norms)
-    (one_process,) = shards_run.launch(alone, prompts, scratch / "one", threads=threads, logits=True)
-    if (prompt := first_difference(first.run, one_process.run)) is not None:
-        raise StageError(
-            f"{variant}: {recipe.degree} ranks and one process answer {prompt} differently",
-            hint="shard with matrices: f32 in models/large.yaml, or mend the architecture's plan",
-        )
-    full = shards_run.whole(model, scratch / "full", matrices="f32", norms="f32")
-    if shards_run.same_values(alone, full):  # the model is stored in no more than the shards' precision
-        return Runs(first, second, one_process)
-    return Runs(first, second, *shards_run.launch(full, prompts, scratch / "full-run", threads=threads, logits=True))
-
-
-def _measurement(project: Project, variant: Variant, runner: RunnerClass, run: GoldenRun) -> Measurement:
+def _measurement(project: Project, variant: Variant, runner: RunnerClass, found: Checked) -> Measurement:
+    answers, metered = found.run.answers, found.metered
     figures = latency.benchmark(
         {
-            "time_to_first_token": [a.ttft_ns for a in run.answers],
-            "time_per_output_token": [ns for a in run.answers for ns in a.step_ns],
-            "inference": [a.ttft_ns + sum(a.step_ns) for a in run.answers],
+            "time_to_first_token": [a.ttft_ns for a in answers],
+            "time_per_output_token": [ns for a in answers for ns in a.step_ns],
+            "inference": [a.ttft_ns + sum(a.step_ns) for a in answers],
         },
         project.benchmark(variant, runner),
     )
@@ -121,26 +143,12 @@ def _measurement(project: Project, variant: Variant, runner: RunnerClass, run: G
         ttft_ms=figures["time_to_first_token"],
         per_token_ms=figures["time_per_output_token"],
         inference_ms=figures["inference"],
-        peak_rss_bytes=run.peak_rss_bytes,
-        machine={"cpu": _cpu(), "machine": platform.machine(), "system": platform.system()},
+        peak_rss_bytes=found.run.peak_rss_bytes,
+        machine={**machine.facts(), **found.facts},
+        joules_per_inference=found.joules_per_inference,
+        temperature_c=metered.temperature_max_c if metered else None,
+        throttled=list(metered.throttled) if metered else [],
     )
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
-    return next(names, platform.processor() or "unknown")
-
-
-def _files(folder: Path) -> list[File]:
-    return [
-        File(name=p.relative_to(folder).as_posix(), size=p.stat().st_size, sha256=files.sha256_file(p))
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    ]
 
 
 @contextmanager

@@ -5,30 +5,15 @@ Rules: the verdict is written only when it is yes, so that a failed gate stops `
 
 from __future__ import annotations
 
-from pydantic import ValidationError
-
-from pipeline.catalog.names import VARIANTS, RunnerClass, Variant
-from pipeline.errors import GateError, StageError
-from pipeline.manifest.evidence import Evidence, Measurement
-from pipeline.manifest.gate import gate
+from pipeline.catalog.names import GGUF_TIERS, VARIANTS
+from pipeline.errors import GateError
+from pipeline.manifest.evidence import Certificates, Evidence
+from pipeline.manifest.gate import Check, Proof, gate
 from pipeline.manifest.statement import Verdict
 from pipeline.ports import files
+from pipeline.stages import attest, findings
 from pipeline.stages.previous import Previous
 from pipeline.stages.project import Project
-
-
-def read_checks(project: Project) -> list[tuple[Evidence, Measurement]]:
-    """Return all evidence with its measurements, in the order of variants and runner classes.
-
-    Raises:
-        StageError: a file is not what `check` writes.
-    """
-    found = []
-    for variant in VARIANTS:
-        for runner in RunnerClass:
-            if project.evidence(variant, runner).exists():
-                found.append(_read_check(project, variant, runner))
-    return found
 
 
 def decide(project: Project) -> Verdict:
@@ -38,7 +23,7 @@ def decide(project: Project) -> Verdict:
         GateError: the verdict is no; `reasons` has one line for each reason.
     """
     previous = Previous.model_validate_json(project.previous.read_bytes())
-    verdict = gate(read_checks(project), project.params, previous.verdict, previous.version)
+    verdict = gate(proof(project), project.params, previous.verdict, previous.version)
     if verdict.passed:
         files.write(project.gate, verdict.encode() + b"\n")
     else:
@@ -55,14 +40,23 @@ def refuse(verdict: Verdict) -> None:
         )
 
 
-def _read_check(project: Project, variant: Variant, runner: RunnerClass) -> tuple[Evidence, Measurement]:
-    try:
-        return (
-            Evidence.model_validate_json(project.evidence(variant, runner).read_bytes()),
-            Measurement.model_validate_json(project.measurement(variant, runner).read_bytes()),
-        )
-    except (OSError, ValidationError) as e:
-        first = str(e).splitlines()[0]
-        raise StageError(
-            f"the check of {variant} on {runner} left no usable evidence: {first}", hint="dvc repro"
-        ) from e
+def proof(project: Project) -> Proof:
+    """Return all that was found about the variants.
+
+    Raises:
+        StageError: a file is not what its stage writes.
+    """
+    found = findings.read(project)
+    checks = [Check(f.evidence, f.measurement, _format(project, f.evidence)) for f in found.checks]
+    certificates = [
+        certificate
+        for tier in GGUF_TIERS
+        for certificate in Certificates.model_validate_json(project.certificates(tier).read_bytes()).certificates
+    ]
+    return Proof(checks, certificates, attest.objections(project, found.checks))
+
+
+def _format(project: Project, evidence: Evidence) -> str | None:
+    variant = next(v for v in VARIANTS if v.name == evidence.variant)
+    recipes = project.tier(variant.tier).recipes
+    return recipes[variant.target].base if recipes else None

@@ -1,117 +1,85 @@
-"""Decode golden prompts with a GGUF file in a process of its own, so that its peak memory is the model's.
+"""Decode golden prompts with a GGUF file in the golden runner: here, on a board, or under an emulator.
 
-    python -m pipeline.stages.gguf_run MODEL GOLDEN.jsonl OUT --context N --threads N [--logits] [--no-answers]
-
-Rules: one fresh context a prompt; OUT is a folder as `pipeline.stages.golden` describes.
+Rules: the program is the target's released one; nothing but it is needed where it runs; how it is started (`Launcher`)
+is all that differs between machines. It runs in a folder of its own with fixed names, so no path of the machine reaches
+it: under an emulator the length of a path would show in the instructions it counts.
 """
 
 from __future__ import annotations
 
-import argparse
-import resource
-import sys
-from collections.abc import Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from pipeline.catalog.golden import GoldenPrompt, Match, parse_golden
-from pipeline.errors import PipelineError, StageError
-from pipeline.ports import files, process
-from pipeline.ports.llama import Session
+from pipeline.catalog.params import Check
+from pipeline.ports import process
 from pipeline.stages import golden
-from pipeline.stages.golden import GoldenAnswer, GoldenRun
+from pipeline.stages.golden import GoldenRun
+from pipeline.toolchain.runtime import RUNNER
 
 HINT = "see the message; if it is memory, lower check.context in params.yaml"
 
 
+@dataclass(frozen=True)
+class Launcher:
+    """A golden runner and what stands before it on the command line: an emulator with its options, or nothing."""
+
+    program: Path
+    before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to decode: requests, and a reference run's logits over their forced sequences where there is one."""
+
+    requests: Path
+    reference: Path | None = None
+    answers: bool = True
+    times: int = 1
+
+
 def launch(
-    model: Path, prompts: Path, out: Path, *, context: int, threads: int, logits: bool = False, answers: bool = True
-) -> golden.Decoded:
-    """Run this module in a process of its own and return what it wrote.
+    launcher: Launcher, model: Path, asked: Asked, out: Path, *, settings: Check, logits: bool = False
+) -> GoldenRun:
+    """Run the golden runner into the folder `out` and return what it found.
 
     Args:
-        context: tokens a prompt and its answer may have.
-        answers: decode; without it only the logits of the expected answers are computed.
+        logits: keep the logits in `out`, as `golden.LOGITS_FILE`.
 
     Raises:
-        ToolError: the process failed, or was killed; its last lines are in the message.
+        ToolError: it failed or was killed; its last lines are in the message.
     """
-    flags = ["--logits"] * logits + ["--no-answers"] * (not answers)
-    limits = ["--context", str(context), "--threads", str(threads)]
-    process.run([sys.executable, "-m", "pipeline.stages.gguf_run", model, prompts, out, *limits, *flags], hint=HINT)
-    return golden.read(out)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Decode; errors end in one line on standard error."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model", type=Path)
-    parser.add_argument("prompts", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--context", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--logits", action="store_true")
-    parser.add_argument("--no-answers", action="store_true")
-    args = parser.parse_args(argv)
-    try:
-        prompts = files.load(args.prompts, parse_golden)
-        with Session(args.model, context=args.context, threads=args.threads) as session:
-            _run(session, prompts, args)
-    except PipelineError as e:
-        print(e.message, file=sys.stderr)  # noqa: T201 - the starter quotes it
-        return e.exit_code
-    return 0
-
-
-def _run(session: Session, prompts: Sequence[GoldenPrompt], args: argparse.Namespace) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
-    found = [_answer(session, prompt, decode=not args.no_answers) for prompt in prompts]
+    flags = ["--logits"] * logits + ["--no-answers"] * (not asked.answers)
+    if asked.reference:
+        flags += ["--reference", "reference.f32"]
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        # Copied, because files that travelled as artifacts of a workflow have lost their modes.
+        shutil.copy(launcher.program, scratch / RUNNER)
+        (scratch / RUNNER).chmod(0o755)
+        linked = {"model.gguf": model, "requests.json": asked.requests, "reference.f32": asked.reference, "out": out}
+        for name, path in linked.items():
+            if path is not None:
+                (scratch / name).symlink_to(path.resolve())
+        process.run(
+            [
+                *launcher.before, f"./{RUNNER}", "--model", "model.gguf", "--requests", "requests.json", "--out", "out",
+                "--context", str(settings.context), "--threads", str(settings.threads), "--times", str(asked.times),
+                *flags,
+            ],
+            cwd=scratch,
+            hint=HINT,
+        )  # fmt: skip
     engine = {
-        "name": "llama.cpp", "threads": str(args.threads), "context": str(args.context), "kv_cache": "f32",
+        "name": "llama.cpp", "threads": str(settings.threads), "context": str(settings.context), "kv_cache": "f32",
         "flash_attention": "off",
     }  # fmt: skip
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before the logits, which only checks need
-    if args.logits:
-        _write_logits(session, found, args.out / golden.LOGITS_FILE)
-    run = GoldenRun(engine=engine, peak_rss_bytes=peak, answers=found)
-    files.write(args.out / golden.RUN_FILE, run.encode())
-
-
-def _answer(session: Session, prompt: GoldenPrompt, *, decode: bool) -> GoldenAnswer:
-    ids = session.tokenize(session.chat(prompt.prompt))
-    # A pattern is no answer to be forced; of such a prompt only its own positions are compared.
-    forced = ids if prompt.match is Match.REGEX else session.tokenize(session.chat(prompt.prompt, prompt.expected))
-    try:
-        answer = session.greedy(ids, prompt.max_tokens) if decode else None
-    except StageError as e:
-        raise StageError(f"{prompt.id}: {e.message}", hint=e.hint) from e
-    return GoldenAnswer(
-        id=prompt.id,
-        tokens=list(answer.tokens) if answer else [],
-        text=session.text(answer.tokens) if answer else "",
-        ttft_ns=answer.ttft_ns if answer else 0,
-        step_ns=list(answer.step_ns) if answer else [],
-        forced=forced,
-        prompt_length=common_prefix(ids, forced),
-    )
+    return golden.read_run(out).model_copy(update={"engine": engine})
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Return how many leading ids two sequences share: the prompt's length within prompt and answer."""
-    pairs: Iterator[tuple[int, int]] = zip(a, b, strict=False)
-    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
-
-
-def _write_logits(session: Session, answers: Sequence[GoldenAnswer], path: Path) -> None:
-    rows = sum(len(a.forced) for a in answers)
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, session.vocabulary))
-    start = 0
-    for answer in answers:
-        out[start : start + len(answer.forced)] = session.logits(answer.forced)
-        start += len(answer.forced)
-    out.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

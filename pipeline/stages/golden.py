@@ -1,32 +1,64 @@
-"""What decoding the golden prompts once gives, whoever decodes: the common result of all engines.
+"""Decoding the golden prompts: what is asked of an engine, and what decoding them once gives, whichever engine it is.
 
-Rules: one folder a run, written by the process that decoded and read by the check; logits stay on disk and are mapped,
-so that a check's memory does not grow with vocabulary and prompts.
-
-A run's folder holds `run.json` (a `GoldenRun`) and, where asked for, `logits.npy`: float32 [positions, vocabulary], the
-teacher-forced logits of every prompt followed by its expected answer, one prompt after the other.
+Rules: prompts are tokenized once and every run answers the same ids; one folder a run, written by the process that
+decoded and read by the check; what comes back is one number a position, so that a check's memory does not grow with the
+vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field, ValidationError
 
+from pipeline.catalog.golden import GoldenPrompt
+from pipeline.errors import StageError, ToolError
 from pipeline.manifest.encoding import Count, Record
 
+REQUESTS_FILE = "requests.json"
 RUN_FILE = "run.json"
-LOGITS_FILE = "logits.npy"
+LOGITS_FILE = "forced.f32"
+F32_BYTES = 4
+
+
+class Request(Record):
+    """A prompt in tokens.
+
+    `forced` are the ids of the prompt and the expected answer together, of which the first `prompt_length` are the
+    prompt; their next-token distributions are compared. At most `max_tokens` are generated after `prompt`.
+    """
+
+    id: str
+    prompt: list[Count]
+    forced: list[Count]
+    prompt_length: Count
+    max_tokens: Count
+
+
+class Requests(Record):
+    """All golden prompts in tokens, in their file's order."""
+
+    requests: list[Request]
+
+    @property
+    def rows(self) -> int:
+        """Forced positions of all requests together: rows of a file of logits."""
+        return sum(len(request.forced) for request in self.requests)
+
+    def without_answers(self) -> Requests:
+        """Return the same requests with nothing to generate: for the forced logits alone."""
+        return Requests(requests=[r.model_copy(update={"max_tokens": 0}) for r in self.requests])
 
 
 class GoldenAnswer(Record):
     """One prompt's answer.
 
     `tokens` are the generated ids without the end token; `ttft_ns` and `step_ns` are wall-clock nanoseconds to the
-    first token and for each later one. `forced` are the ids of the prompt and the expected answer together, of which
-    the first `prompt_length` are the prompt.
+    first token and for each later one; `margins` the gap of the two highest logits at each generated token, the end
+    token included. Against a reference run: `kl` (nats, reference over this run) at each forced position, `nll` and
+    `reference_nll` the negative log-likelihood of each forced token but the first.
     """
 
     id: str
@@ -34,34 +66,85 @@ class GoldenAnswer(Record):
     text: str
     ttft_ns: Count
     step_ns: list[Count]
-    forced: list[Count]
-    prompt_length: Count
+    margins: list[float] = Field(default_factory=list)
+    kl: list[float] = Field(default_factory=list)
+    nll: list[float] = Field(default_factory=list)
+    reference_nll: list[float] = Field(default_factory=list)
 
 
 class GoldenRun(Record):
-    """All answers of one run, the engine's settings and the peak resident bytes of the processes that decoded."""
+    """All answers of one run, the tokens of further passes, and the peak resident bytes of the decoding processes."""
 
-    engine: dict[str, str]
+    vocabulary: Count
     peak_rss_bytes: Count
     answers: list[GoldenAnswer]
+    repeats: list[list[list[Count]]] = Field(default_factory=list)
+    engine: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        return [answer.tokens for answer in self.answers]
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether every further pass, of which there must be one, gave the same tokens."""
+        return bool(self.repeats) and all(tokens == self.tokens for tokens in self.repeats)
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """A run read back; `logits` is float32 [positions, vocabulary], None where none were asked for."""
-
-    run: GoldenRun
-    logits: NDArray[np.float32] | None
-
-
-def read(folder: Path) -> Decoded:
-    """Return what a decoding process wrote into `folder`."""
-    run = GoldenRun.model_validate_json((folder / RUN_FILE).read_bytes())
-    logits = folder / LOGITS_FILE
-    return Decoded(run, map_logits(logits) if logits.exists() else None)
+def read_requests(path: Path) -> Requests:
+    """Return the requests in a file; raises StageError where they are missing or damaged."""
+    try:
+        return Requests.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as e:
+        raise StageError(
+            f"{path}: no usable requests: {str(e).splitlines()[0]}", hint="dvc repro, or fetch the build again"
+        ) from e
 
 
-def map_logits(path: Path) -> NDArray[np.float32]:
-    """Return the logits in a file, read as they are used."""
-    found: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return found
+def read_run(folder: Path) -> GoldenRun:
+    """Return what a decoding process wrote into `folder`; raises ToolError where it is not whole."""
+    try:
+        return GoldenRun.model_validate_json((folder / RUN_FILE).read_bytes())
+    except (OSError, ValidationError) as e:
+        raise ToolError(
+            f"the decoding process left no usable result: {str(e).splitlines()[0]}", hint="look at its messages"
+        ) from e
+
+
+def some_of_each(prompts: Sequence[GoldenPrompt], count: int) -> list[int]:
+    """Return the places of the first `count` prompts of each family, ascending: what a slow machine is asked."""
+    asked: Counter[str] = Counter()
+    places = []
+    for place, prompt in enumerate(prompts):
+        asked[prompt.family] += 1
+        if asked[prompt.family] <= count:
+            places.append(place)
+    return places
+
+
+def select(requests: Requests, logits: Path, places: Sequence[int], out: Path) -> tuple[Path, Path]:
+    """Write the requests at some places, and their rows of a file of logits, into `out`; return both paths.
+
+    Raises:
+        StageError: the logits are not of these requests.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    row, rest = divmod(logits.stat().st_size, max(1, requests.rows))
+    if rest or row % F32_BYTES:
+        raise StageError(f"{logits} is not of these requests", hint="dvc repro, or fetch the build again")
+    chosen, rows = out / REQUESTS_FILE, out / LOGITS_FILE
+    chosen.write_bytes(Requests(requests=[requests.requests[place] for place in places]).encode())
+    with logits.open("rb") as source, rows.open("wb") as target:
+        for start, count in _spans(requests, places):
+            source.seek(start * row)
+            target.write(source.read(count * row))
+    return chosen, rows
+
+
+def _spans(requests: Requests, places: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First row and number of rows of each chosen request."""
+    wanted, start = set(places), 0
+    for place, request in enumerate(requests.requests):
+        if place in wanted:
+            yield start, len(request.forced)
+        start += len(request.forced)

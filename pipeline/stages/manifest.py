@@ -16,22 +16,23 @@ from typing import Any
 
 import yaml
 
-from pipeline.catalog.names import GGUF_TIERS, VARIANTS, Tier, Variant
+from pipeline.catalog.names import GGUF_TIERS, VARIANTS, Target, Tier, Variant
 from pipeline.errors import StageError
 from pipeline.manifest import provenance, statement
 from pipeline.manifest.encoding import canonical, sha256
-from pipeline.manifest.evidence import Evidence, File, Measurement
-from pipeline.manifest.statement import Manifest, Predicate, ReleaseName, Source, VariantEntry, Verdict
+from pipeline.manifest.evidence import Certificate, Certificates, File
+from pipeline.manifest.statement import Manifest, Predicate, ReleaseName, RuntimeEntry, Source, VariantEntry, Verdict
 from pipeline.ports import files, git
-from pipeline.stages import describe
-from pipeline.stages.gate import read_checks
-from pipeline.stages.project import MANIFEST_FILE, PROVENANCE_FILE, Project
+from pipeline.stages import describe, findings
+from pipeline.stages.check import listed
+from pipeline.stages.findings import Findings
+from pipeline.stages.project import MANIFEST_FILE, MODEL, PROVENANCE_FILE, Project
 from pipeline.toolchain import source as toolchain
 
 GOLDEN_FILE = "golden.jsonl"
 
 # Stages whose lock entries decide the released bytes; checks and gate carry wall-clock figures.
-_BYTES = ("teacher", "distill", "convert", "calibrate", "quantize", "shard")
+_BYTES = ("teacher", "distill", "convert", "calibrate", "quantize", "runtime", "shard")
 
 
 def write(project: Project) -> Manifest:
@@ -47,13 +48,20 @@ def write(project: Project) -> Manifest:
     return manifest
 
 
-def released_files(project: Project, variant: Variant) -> dict[str, Path]:
-    """Return the files of a variant as released, by name: its folder's, and the golden prompts."""
-    folder = project.variant(variant)
-    found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-    if not found:
-        raise StageError(f"{variant} has not been built", hint="run dvc repro")
-    return {**found, GOLDEN_FILE: project.golden_file}
+def released_files(project: Project) -> dict[str, Path]:
+    """Return every file of the release by its subject name, `<folder>/<file>`; raises StageError where one is missing.
+
+    A variant's are its folder's and the golden prompts; a runtime's are its programs.
+    """
+    folders = {variant.name: project.variant(variant) for variant in VARIANTS}
+    folders |= {statement.runtime_name(target): project.runtime(target) for target in Target}
+    found = {f"{variant}/{GOLDEN_FILE}": project.golden_file for variant in VARIANTS}
+    for name, folder in folders.items():
+        inside = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+        if not inside:
+            raise StageError(f"{name} has not been built", hint="run dvc repro")
+        found |= {f"{name}/{p.relative_to(folder).as_posix()}": p for p in inside}
+    return found
 
 
 def lock_digest(lock: str) -> str:
@@ -63,14 +71,19 @@ def lock_digest(lock: str) -> str:
 
 
 def _predicate(project: Project) -> Predicate:
-    checks = read_checks(project)
+    found, released = findings.read(project), released_files(project)
     release = project.params.release
     expires = git.commit_time(project.root) + timedelta(days=release.valid_days)
     return Predicate(
         release=ReleaseName(line=release.line, version=release.version, tag=release.tag, expires=expires),
         source=_source(project),
         toolchain=_toolchain(),
-        variants=[_entry(project, variant, checks) for variant in VARIANTS],
+        variants=[_entry(project, variant, found, released) for variant in VARIANTS],
+        runtimes=[
+            RuntimeEntry(name=name, target=target, files=_listed(name, released))
+            for target in Target
+            for name in [statement.runtime_name(target)]
+        ],
         gate=Verdict.model_validate_json(project.gate.read_bytes()),
     )
 
@@ -102,22 +115,34 @@ def _toolchain() -> dict[str, str]:
     }
 
 
-def _entry(project: Project, variant: Variant, checks: list[tuple[Evidence, Measurement]]) -> VariantEntry:
-    listed = [
-        File(name=name, size=path.stat().st_size, sha256=files.sha256_file(path))
-        for name, path in sorted(released_files(project, variant).items())
-    ]
+def _listed(folder: str, released: dict[str, Path]) -> list[File]:
+    within = {name.removeprefix(f"{folder}/"): path for name, path in released.items() if name.startswith(f"{folder}/")}
+    return [listed(name, path) for name, path in sorted(within.items())]
+
+
+def _entry(project: Project, variant: Variant, found: Findings, released: dict[str, Path]) -> VariantEntry:
+    checks = [c for c in found.checks if c.evidence.variant == variant.name]
     return VariantEntry(
         name=variant.name,
         tier=variant.tier,
         target=variant.target,
         format="gguf" if variant.tier in GGUF_TIERS else "safetensors",
-        files=listed,
+        files=_listed(variant.name, released),
         recipe=_recipe(project, variant),
         model=describe.model_config(project.variant(variant)),
-        evidence=[e for e, _ in checks if e.variant == variant.name],
-        measurements=[m for _, m in checks if m.variant == variant.name],
+        evidence=[c.evidence for c in checks],
+        measurements=[c.measurement for c in checks if c.measurement],
+        missing=[m for m in found.missing if m.variant == variant.name],
+        certificate=_certificate(project, variant),
     )
+
+
+def _certificate(project: Project, variant: Variant) -> Certificate | None:
+    if variant.tier not in GGUF_TIERS:
+        return None
+    digest = files.sha256_file(project.variant(variant) / MODEL)
+    made = Certificates.model_validate_json(project.certificates(variant.tier).read_bytes()).certificates
+    return next((c for c in made if c.model_sha256 == digest), None)
 
 
 def _recipe(project: Project, variant: Variant) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.catalog.document import parse_yaml
 from pipeline.catalog.golden import Example, GoldenPrompt, parse_examples, parse_golden
-from pipeline.catalog.names import RunnerClass, Tier, Variant
+from pipeline.catalog.names import RunnerClass, Target, Tier, Variant
 from pipeline.catalog.params import Params
 from pipeline.catalog.tiers import TierFile
 from pipeline.errors import CatalogError
@@ -96,9 +96,26 @@ class Project:
     def imatrix(self, tier: Tier) -> Path:
         return self.build / "imatrix" / f"{tier}.gguf"
 
+    def reference(self, tier: Tier) -> Path:
+        """Folder of the golden prompts in a tier's tokens, and the unquantized tier's logits over them."""
+        return self.build / "reference" / tier
+
+    def runtime(self, target: Target) -> Path:
+        """Folder of a target's programs, as they are released."""
+        return self.build / "runtimes" / target
+
+    @property
+    def emulators(self) -> Path:
+        """Which emulators this machine has."""
+        return self.build / "emulators.json"
+
     def variant(self, variant: Variant) -> Path:
         """Folder of a variant's files, as they are released."""
         return self.build / "variants" / variant.name
+
+    def certificates(self, tier: Tier) -> Path:
+        """How a tier's files decode on all targets."""
+        return self.build / "certificates" / f"{tier}.json"
 
     def evidence(self, variant: Variant, runner: RunnerClass) -> Path:
         return self.build / "evidence" / runner / f"{variant.name}.json"
@@ -106,6 +123,10 @@ class Project:
     def measurement(self, variant: Variant, runner: RunnerClass) -> Path:
         """A check's wall-clock figures."""
         return self.build / "measurements" / runner / f"{variant.name}.json"
+
+    def attestation(self, variant: Variant, runner: RunnerClass) -> Path:
+        """The signed statement of a check, made where the check was; outside the DVC graph."""
+        return self.build / "attestations" / runner / f"{variant.name}.json"
 
     def benchmark(self, variant: Variant, runner: RunnerClass) -> Path:
         """pytest-benchmark's JSON of a check."""

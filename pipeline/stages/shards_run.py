@@ -8,50 +8,111 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.catalog.golden import GoldenPrompt, Match
 from pipeline.catalog.tiers import Shard
-from pipeline.stages import golden, shard, tensor_parallel
+from pipeline.errors import StageError
+from pipeline.stages import shard, tensor_parallel
+from pipeline.stages.chat import Chat
 from pipeline.stages.gguf_run import common_prefix
-from pipeline.stages.golden import Decoded, GoldenAnswer, GoldenRun
-from pipeline.stages.tensor_parallel import Answer, Request
+from pipeline.stages.golden import GoldenAnswer, GoldenRun, Request, Requests
+from pipeline.stages.tensor_parallel import Decoding
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_ROWS = 1024  # positions compared at a time: bounds memory at large vocabularies
+
+
+def requests(folder: Path, prompts: Sequence[GoldenPrompt]) -> Requests:
+    """Return the golden prompts in tokens of the tokenizer that lies in `folder`."""
+    chat = Chat(folder)
+    return Requests(requests=[_request(chat, prompt) for prompt in prompts])
 
 
 def launch(
-    folder: Path, prompts: Sequence[GoldenPrompt], out: Path, *, threads: int, logits: bool = False, times: int = 1
-) -> list[Decoded]:
-    """Decode with all ranks of the shards in `folder`, `times` over, and return the runs; `out` is a folder for files.
+    folder: Path, asked: Requests, *, threads: int, logits: Path | None = None, times: int = 1
+) -> tuple[GoldenRun, Decoding]:
+    """Decode with all ranks of the shards in `folder`, `times` over; every prompt starts from an empty cache.
 
-    Every prompt of every run starts from an empty cache; only the first run has logits.
+    Args:
+        logits: where the logits of the forced sequences go, as .npy.
 
     Raises:
         StageError, ToolError: as `tensor_parallel.launch`.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    asked = [_request(tokenizer, prompt) for prompt in prompts]
-    again = [request.model_copy(update={"forced": []}) for request in asked]
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / golden.LOGITS_FILE if logits else None
-    found = tensor_parallel.launch(folder, [*asked, *again * (times - 1)], logits=path, threads=threads)
+    chat, count = Chat(folder), len(asked.requests)
+    first = [
+        tensor_parallel.Request(ids=r.prompt, max_tokens=r.max_tokens, forced=r.forced if logits else [])
+        for r in asked.requests
+    ]
+    again = [request.model_copy(update={"forced": []}) for request in first]
+    found = tensor_parallel.launch(folder, [*first, *again * (times - 1)], logits=logits, threads=threads)
+    passes = [found.answers[start : start + count] for start in range(0, len(found.answers), count)]
+    answers = [
+        GoldenAnswer(id=r.id, tokens=a.tokens, text=chat.text(a.tokens), ttft_ns=a.ttft_ns, step_ns=a.step_ns)
+        for r, a in zip(asked.requests, passes[0], strict=True)
+    ]
     engine = {
-        "name": "transformers",
-        "threads": str(threads),
-        "ranks": str(len(found.peak_rss_bytes)),
-        "device": found.device,
-        "dtype": found.dtype,
-    }
-    runs = []
-    for start in range(0, len(found.answers), len(prompts)):
-        answers = [
-            _answer(tokenizer, *part)
-            for part in zip(prompts, asked, found.answers[start : start + len(prompts)], strict=True)
-        ]
-        run = GoldenRun(engine=engine, peak_rss_bytes=sum(found.peak_rss_bytes), answers=answers)
-        runs.append(Decoded(run, golden.map_logits(path) if path and not start else None))
-    return runs
+        "name": "transformers", "threads": str(threads), "ranks": str(len(found.peak_rss_bytes)),
+        "device": found.device, "dtype": found.dtype, "backend": found.backend,
+    }  # fmt: skip
+    run = GoldenRun(
+        vocabulary=found.vocabulary,
+        peak_rss_bytes=sum(found.peak_rss_bytes),
+        answers=answers,
+        repeats=[[a.tokens for a in others] for others in passes[1:]],
+        engine=engine,
+    )
+    return run, found
+
+
+def compared(run: GoldenRun, asked: Requests, logits: Path, reference: Path) -> GoldenRun:
+    """Return a run with the divergence of its forced logits from a reference's, both .npy of the same positions.
+
+    Raises:
+        StageError: the two are not of one shape, so that they cannot be compared.
+    """
+    import numpy as np
+
+    ours, theirs = (np.load(path, mmap_mode="r", allow_pickle=False) for path in (logits, reference))
+    if ours.shape != theirs.shape:
+        raise StageError(
+            "the variant's and the reference's logits differ in shape", hint="rebuild both from one teacher"
+        )
+    answers, start = [], 0
+    for request, answer in zip(asked.requests, run.answers, strict=True):
+        end = start + len(request.forced)
+        answers.append(answer.model_copy(update=compare(ours[start:end], theirs[start:end], request.forced)))
+        start = end
+    return run.model_copy(update={"answers": answers})
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return log-probabilities of [positions, vocabulary] logits in double precision."""
+    import numpy as np
+
+    x = logits.astype(np.float64)
+    x -= x.max(axis=-1, keepdims=True)
+    x -= np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    return x
+
+
+def compare(ours: NDArray[np.float32], theirs: NDArray[np.float32], ids: Sequence[int]) -> dict[str, list[float]]:
+    """Return one sequence's `kl`, `nll` and `reference_nll` (see `GoldenAnswer`); logits are [len(ids), vocabulary]."""
+    import numpy as np
+
+    found: dict[str, list[float]] = {"kl": [], "nll": [], "reference_nll": []}
+    for start in range(0, len(ids), _ROWS):
+        a, b = log_softmax(ours[start : start + _ROWS]), log_softmax(theirs[start : start + _ROWS])
+        targets = np.asarray(ids[start + 1 : start + 1 + len(a)])
+        rows = np.arange(len(targets))
+        found["kl"] += (np.exp(b) * (b - a)).sum(axis=-1).tolist()
+        found["nll"] += (-a[rows, targets]).tolist()
+        found["reference_nll"] += (-b[rows, targets]).tolist()
+    return found
 
 
 def whole(model: Path, target: Path, *, matrices: str, norms: str) -> Path:
@@ -69,29 +130,14 @@ def same_values(one: Path, other: Path) -> bool:
         return all(torch.equal(a.get_tensor(key).float(), b.get_tensor(key).float()) for key in a.keys())  # noqa: SIM118
 
 
-def _request(tokenizer: Any, prompt: GoldenPrompt) -> Request:
-    ids = _tokenize(tokenizer, prompt.prompt)
-    forced = ids if prompt.match is Match.REGEX else _tokenize(tokenizer, prompt.prompt, prompt.expected)
-    return Request(ids=ids, max_tokens=prompt.max_tokens, forced=forced)
-
-
-def _answer(tokenizer: Any, prompt: GoldenPrompt, request: Request, answer: Answer) -> GoldenAnswer:
-    return GoldenAnswer(
+def _request(chat: Chat, prompt: GoldenPrompt) -> Request:
+    ids = chat.prompt(prompt.prompt)
+    # A pattern is no answer to be forced; of such a prompt only its own positions are compared.
+    forced = ids if prompt.match is Match.REGEX else chat.turn(prompt.prompt, prompt.expected)
+    return Request(
         id=prompt.id,
-        tokens=answer.tokens,
-        text=tokenizer.decode(answer.tokens, skip_special_tokens=True),
-        ttft_ns=answer.ttft_ns,
-        step_ns=answer.step_ns,
-        forced=request.forced,
-        prompt_length=common_prefix(request.ids, request.forced),
+        prompt=ids,
+        forced=forced,
+        prompt_length=common_prefix(ids, forced),
+        max_tokens=prompt.max_tokens,
     )
-
-
-def _tokenize(tokenizer: Any, prompt: str, answer: str | None = None) -> list[int]:
-    if not tokenizer.chat_template:
-        return list(tokenizer(prompt + (answer or ""))["input_ids"])
-    turns = [{"role": "user", "content": prompt}]
-    if answer is not None:
-        turns.append({"role": "assistant", "content": answer})
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -62,8 +62,10 @@ class Output(Record):
 
     answers: list[Answer]
     peak_rss_bytes: list[Count]
+    vocabulary: Count
     device: str
     dtype: str
+    backend: str
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,10 @@ class Decoding:
 
     answers: tuple[Answer, ...]
     peak_rss_bytes: tuple[int, ...]
+    vocabulary: int
     device: str
     dtype: str
+    backend: str
     logits: Path | None
 
 
@@ -111,7 +115,15 @@ def launch(
         except ToolError as e:
             raise _explain(e, out, degree, timeout_s) from e
         found = Output.model_validate_json(out.read_bytes())
-    return Decoding(tuple(found.answers), tuple(found.peak_rss_bytes), found.device, found.dtype, logits)
+    return Decoding(
+        answers=tuple(found.answers),
+        peak_rss_bytes=tuple(found.peak_rss_bytes),
+        vocabulary=found.vocabulary,
+        device=found.device,
+        dtype=found.dtype,
+        backend=found.backend,
+        logits=logits,
+    )
 
 
 def _explain(error: ToolError, out: Path, degree: int, timeout_s: int) -> ToolError:
@@ -182,7 +194,8 @@ def _decode(folder: Path, job: Job, out: Path) -> None:
         dist.all_gather_object(peaks, _peak_rss())
         if place.rank == 0:
             found = {"answers": [asdict(a) for a in answers], "peak_rss_bytes": peaks}
-            out.write_bytes(canonical({**found, "device": place.device.type, "dtype": str(place.dtype)}))
+            where = {"device": place.device.type, "dtype": str(place.dtype), "backend": dist.get_backend()}
+            out.write_bytes(canonical({**found, **where, "vocabulary": model.config.vocab_size}))
     finally:
         dist.destroy_process_group()
 

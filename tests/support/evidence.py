@@ -6,17 +6,28 @@ from pathlib import Path
 
 from pipeline.catalog.names import VARIANTS, RunnerClass, Variant
 from pipeline.catalog.params import Params
-from pipeline.manifest.evidence import Evidence, Family, Measurement, Memory, Percentiles, Quality
+from pipeline.manifest.evidence import Evidence, Family, Instructions, Measurement, Memory, Percentiles, Quality
+from pipeline.manifest.gate import Check
 from pipeline.stages.project import Project
 
 PARAMS: Params = Project.load(Path(__file__).parents[2]).params
 
 
-def evidence(variant: Variant, *, exact_match: float = 1.0, mean_kl: float = 1e-3, size: int = 10**6) -> Evidence:
-    """Return evidence that passes by default."""
+def evidence(
+    variant: Variant,
+    *,
+    runner: RunnerClass = RunnerClass.HOST,
+    exact_match: float = 1.0,
+    mean_kl: float = 1e-3,
+    size: int = 10**6,
+    per_token: int | None = None,
+) -> Evidence:
+    """Return evidence that passes by default; `per_token` are the instructions an emulator counted."""
+    counted = {"emulator": "test", "cpu": "test cpu", "prompt": 1, "prompt_tokens": 1, "steps": 1}
     return Evidence(
         variant=variant.name,
-        runner=RunnerClass.HOST,
+        runner=runner,
+        instructions=Instructions(**counted, generated=per_token) if per_token else None,
         files=[],
         golden_sha256="0" * 64,
         engine={"name": "test"},
@@ -33,12 +44,14 @@ def evidence(variant: Variant, *, exact_match: float = 1.0, mean_kl: float = 1e-
     )
 
 
-def measurement(variant: Variant, *, token_ms: float = 1.0, cpu: str = "test cpu") -> Measurement:
+def measurement(
+    variant: Variant, *, runner: RunnerClass = RunnerClass.HOST, token_ms: float = 1.0, cpu: str = "test cpu"
+) -> Measurement:
     """Return a measurement that passes by default."""
     figures = Percentiles(p50=token_ms, p95=token_ms)
     return Measurement(
         variant=variant.name,
-        runner=RunnerClass.HOST,
+        runner=runner,
         ttft_ms=figures,
         per_token_ms=figures,
         inference_ms=figures,
@@ -47,6 +60,11 @@ def measurement(variant: Variant, *, token_ms: float = 1.0, cpu: str = "test cpu
     )
 
 
-def all_checks() -> list[tuple[Evidence, Measurement]]:
-    """Return passing checks of all nine variants."""
-    return [(evidence(v), measurement(v)) for v in VARIANTS]
+def check(found: Evidence, measured: Measurement | None = None) -> Check:
+    """Return a check as the gate sees it."""
+    return Check(found, measured, "Q4_0")
+
+
+def host_checks() -> list[Check]:
+    """Return passing checks of all nine variants on the host."""
+    return [check(evidence(v), measurement(v)) for v in VARIANTS]

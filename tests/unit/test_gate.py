@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from pipeline.catalog.names import VARIANTS, Channel
-from pipeline.manifest.evidence import Evidence, Measurement
-from pipeline.manifest.gate import gate
+from pipeline.catalog.names import GGUF_TIERS, VARIANTS, Channel, RunnerClass, Target, Variant
+from pipeline.manifest.evidence import Agreement, Certificate, Evidence, Measurement
+from pipeline.manifest.gate import Check, Proof, gate
 from pipeline.manifest.statement import Verdict
-from tests.support.evidence import PARAMS, all_checks, evidence, measurement
+from tests.support.evidence import PARAMS, check, evidence, host_checks, measurement
 
 FIRST = VARIANTS[0]
 
 
-def _with_first(e: Evidence, m: Measurement) -> list[tuple[Evidence, Measurement]]:
-    return [(e, m), *all_checks()[1:]]
+def _with_first(e: Evidence, m: Measurement | None = None) -> list[Check]:
+    return [check(e, m), *host_checks()[1:]]
 
 
-def _decide(checks: list[tuple[Evidence, Measurement]], previous: Verdict | None = None) -> Verdict:
-    return gate(checks, PARAMS, previous, 1 if previous else None)
+def _decide(checks: Sequence[Check], previous: Verdict | None = None, **proof: Any) -> Verdict:
+    return gate(Proof(checks, **proof), PARAMS, previous, 1 if previous else None)
 
 
 def test_good_evidence_for_all_variants_passes() -> None:
     """Nine proven variants pass, with a row each and the channels the policy allows."""
-    verdict = _decide(all_checks())
+    verdict = _decide(host_checks())
     assert verdict.passed
     assert not verdict.reasons
     assert len(verdict.rows) == 9
@@ -34,12 +36,12 @@ def test_good_evidence_for_all_variants_passes() -> None:
 
 def test_the_order_of_evidence_does_not_matter() -> None:
     """The verdict's bytes are the same whatever order the checks came in."""
-    assert _decide(all_checks()[::-1]).encode() == _decide(all_checks()).encode()
+    assert _decide(host_checks()[::-1]).encode() == _decide(host_checks()).encode()
 
 
 def test_a_variant_without_evidence_is_named() -> None:
     """A missing check is a reason, and no channel is allowed."""
-    verdict = _decide(all_checks()[1:])
+    verdict = _decide(host_checks()[1:])
     assert verdict.reasons == [f"{FIRST}: there is no evidence"]
     assert not verdict.passed
     assert not verdict.channels
@@ -90,21 +92,21 @@ def test_regressions(before: tuple[Evidence, Measurement], says: str) -> None:
     """What became worse than the previous release allows is a reason."""
     previous = _decide(_with_first(*before))
     assert previous.passed
-    verdict = _decide(all_checks(), previous)
+    verdict = _decide(host_checks(), previous)
     assert any(says in reason for reason in verdict.reasons), verdict.reasons
     assert verdict.previous_version == 1
 
 
 def test_a_drop_of_exact_match_is_a_regression() -> None:
     """Exact match may drop by no more than the threshold, even above the absolute minimum."""
-    verdict = _decide(_with_first(evidence(FIRST, exact_match=0.95), measurement(FIRST)), _decide(all_checks()))
+    verdict = _decide(_with_first(evidence(FIRST, exact_match=0.95), measurement(FIRST)), _decide(host_checks()))
     assert any("exact match against the previous release is 0.95, below 0.98" in r for r in verdict.reasons)
 
 
 def test_other_machines_do_not_compare_clocks() -> None:
     """Wall-clock figures of another kind of machine are no regression."""
     previous = _decide(_with_first(evidence(FIRST), measurement(FIRST, token_ms=0.1, cpu="a faster one")))
-    assert _decide(all_checks(), previous).passed
+    assert _decide(host_checks(), previous).passed
 
 
 def test_noise_around_zero_is_no_regression() -> None:
@@ -115,4 +117,101 @@ def test_noise_around_zero_is_no_regression() -> None:
 
 def test_equal_figures_pass_against_themselves() -> None:
     """A release is no regression against itself."""
-    assert _decide(all_checks(), _decide(all_checks())).passed
+    assert _decide(host_checks(), _decide(host_checks())).passed
+
+
+ARM = Variant(GGUF_TIERS[0], Target.ARM64)
+EMULATED = [v for v in VARIANTS if v.tier in GGUF_TIERS and v.target is not Target.X86_64]
+BOARDS = {Target.ARM64: RunnerClass.PI5, Target.RISCV64: RunnerClass.RISCV}
+
+
+def _emulated() -> list[Check]:
+    return [check(evidence(v, runner=RunnerClass.EMULATED, per_token=1000)) for v in EMULATED]
+
+
+def _on(runner: RunnerClass, variants: Sequence[Variant], **update: Any) -> list[Check]:
+    found = (evidence(v, runner=runner).model_copy(update=update) for v in variants)
+    return [check(e, measurement(Variant.parse(e.variant), runner=runner)) for e in found]
+
+
+PI = [v for v in VARIANTS if v.tier in GGUF_TIERS and v.target is Target.ARM64]
+LARGE = [v for v in VARIANTS if v.tier not in GGUF_TIERS]
+
+
+@pytest.mark.parametrize(
+    ("more", "channels"),
+    [
+        pytest.param([], [Channel.DEV], id="host alone"),
+        pytest.param(_emulated(), [Channel.DEV, Channel.CANARY], id="emulated"),
+        pytest.param(
+            [*_emulated(), *_on(RunnerClass.PI5, PI), *_on(RunnerClass.NVLINK, LARGE)], list(Channel), id="own hardware"
+        ),
+        pytest.param(
+            [*_emulated(), *_on(RunnerClass.PI5, PI), *_on(RunnerClass.NVLINK, LARGE, stand_in="gloo on 2 CPU ranks")],
+            [Channel.DEV, Channel.CANARY],
+            id="a stand-in is no proof",
+        ),
+        pytest.param(
+            [*_emulated(), *_on(RunnerClass.PI5, PI[:1]), *_on(RunnerClass.NVLINK, LARGE)],
+            [Channel.DEV, Channel.CANARY],
+            id="one variant unproven",
+        ),
+    ],
+)
+def test_channels_need_evidence_of_the_right_machines(more: list[Check], channels: list[Channel]) -> None:
+    """dev takes the host's word, canary an emulator's, stable that of a real Pi 5 and of real NVLink."""
+    assert _decide([*host_checks(), *more]).channels == channels
+
+
+def test_a_throttled_run_opens_no_channel() -> None:
+    """A board that was held back proves nothing, though its figures are kept."""
+    slow = [Check(c.evidence, c.measurement.model_copy(update={"throttled": ["throttled"]}))  # type: ignore[union-attr]
+            for c in _on(RunnerClass.PI5, PI)]  # fmt: skip
+    verdict = _decide([*host_checks(), *_emulated(), *slow, *_on(RunnerClass.NVLINK, LARGE)])
+    assert (verdict.passed, Channel.STABLE in verdict.channels) == (True, False)
+
+
+def test_more_instructions_a_token_are_a_regression_within_a_format() -> None:
+    """A count above the threshold fails where the format is the same, and is not compared where it changed."""
+    before = _decide([*host_checks(), *_emulated()])
+    slower = check(evidence(ARM, runner=RunnerClass.EMULATED, per_token=1021))
+    said = "instructions per token against the previous release is 1021, above 1020"
+    assert any(said in reason for reason in _decide([*host_checks(), slower], before).reasons)
+    other = Check(slower.evidence, None, "Q4_K_M")
+    assert _decide([*host_checks(), other], before).passed
+    assert _decide([*host_checks(), check(evidence(ARM, runner=RunnerClass.EMULATED, per_token=1020))], before).passed
+
+
+def test_an_emulators_few_prompts_do_not_judge_exact_match() -> None:
+    """Two wrong answers of ten are no tier's exact match; the host asked all."""
+    few = check(evidence(ARM, runner=RunnerClass.EMULATED, exact_match=0.1))
+    assert _decide([*host_checks(), few]).passed
+
+
+def test_targets_that_part_fail_the_gate() -> None:
+    """A certificate that does not hold is a reason; one with a missing emulator is none."""
+    parted = Agreement(target=Target.ARM64, max_kl=0.5, differences=[], holds=False)
+    certificate = Certificate(
+        model_sha256="a" * 64, reference=Target.X86_64, prompts=["p"], margin_max=0.05, kl_max=1e-3, targets=[parted]
+    )
+    reasons = _decide(host_checks(), certificates=[certificate]).reasons
+    assert reasons == [
+        "model aaaaaaaaaaaa on arm64: tokens or logits part from x86_64's (largest KL 0.5, 0 differences)"
+    ]
+    missing = certificate.model_copy(update={"targets": [], "missing": {Target.ARM64: "no emulator"}})
+    assert _decide(host_checks(), certificates=[missing]).passed
+
+
+def test_evidence_that_does_not_count_is_a_reason() -> None:
+    """What is wrong with a board's signature stops the release instead of being left out."""
+    verdict = _decide(host_checks(), objections=["tiny-edge-arm64 on pi5: not signed"])
+    assert (verdict.passed, verdict.reasons) == (False, ["tiny-edge-arm64 on pi5: not signed"])
+
+
+def test_measured_joules_decide_the_cost() -> None:
+    """Energy is what the board measured, where it could; the device's share is by time."""
+    cost = PARAMS.costs[RunnerClass.HOST]
+    share = 1000 * cost.device_usd * 1e-3 / (cost.life_hours * 3600)
+    measured = measurement(FIRST).model_copy(update={"joules_per_inference": 3.6})
+    (found,) = (r for r in _decide(_with_first(evidence(FIRST), measured)).rows if r.variant == FIRST.name)
+    assert found.cost_per_1k_usd == pytest.approx(share + 1000 * 3.6 * cost.usd_per_kwh / 3.6e6)

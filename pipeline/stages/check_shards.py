@@ -1,0 +1,62 @@
+"""Check the large tier's shards: all ranks together against one process, on GPUs over NVLink or on this host's CPU.
+
+Rules: the reference is the unsplit model in full precision, through the very code the ranks run, as a single shard;
+ranks and one process must give the same tokens. On a machine without GPUs the runner class `nvlink` is stood in for by
+ranks on the CPU over gloo, and the evidence says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.catalog.names import RunnerClass, Variant
+from pipeline.errors import StageError
+from pipeline.manifest.evidence import Missing
+from pipeline.ports import nvml
+from pipeline.ports.energy import Meter
+from pipeline.stages import shards_run
+from pipeline.stages.checked import Checked
+from pipeline.stages.golden import GoldenRun
+from pipeline.stages.project import Project
+from pipeline.stages.quality import quality
+
+PASSES = 2
+
+
+def run(project: Project, variant: Variant, runner: RunnerClass, scratch: Path) -> Checked | Missing:
+    """Return what the shards answered; raises StageError, ToolError as `check.check` does."""
+    folder, model, prompts = project.variant(variant), project.model(variant.tier), project.golden()
+    threads, recipe = project.params.check.threads, project.tier(variant.tier).shard
+    assert recipe is not None, "the catalog gives the large tier a shard"
+    asked = shards_run.requests(folder, prompts)
+    gpus = nvml.gpus() if runner is RunnerClass.NVLINK else ()
+    with Meter(gpus=[gpu.uuid for gpu in gpus[: recipe.degree]]) as meter:
+        found, _ = shards_run.launch(folder, asked, threads=threads, times=PASSES)
+    ranks, one, whole = scratch / "ranks.npy", scratch / "one.npy", scratch / "full.npy"
+    shards_run.launch(folder, asked.without_answers(), threads=threads, logits=ranks)
+    alone = shards_run.whole(model, scratch / "alone", matrices=recipe.matrices, norms=recipe.norms)
+    one_process, _ = shards_run.launch(alone, asked, threads=threads, logits=one)
+    if (prompt := first_difference(found, one_process)) is not None:
+        raise StageError(
+            f"{variant}: {recipe.degree} ranks and one process answer {prompt} differently",
+            hint="shard with matrices: f32 in models/large.yaml, or mend the architecture's plan",
+        )
+    full = shards_run.whole(model, scratch / "full", matrices="f32", norms="f32")
+    if shards_run.same_values(alone, full):  # the model is stored in no more than the shards' precision
+        whole = one
+    else:
+        shards_run.launch(full, asked.without_answers(), threads=threads, logits=whole)
+    compared = shards_run.compared(found, asked, ranks, whole)
+    stand_in = None
+    if runner is RunnerClass.NVLINK and found.engine["device"] != "cuda":
+        stand_in = f"{found.engine['backend']} on {found.engine['ranks']} CPU ranks"
+    return Checked(
+        prompts, compared, quality(prompts, asked.requests, compared), meter.result, PASSES,
+        stand_in=stand_in, facts=nvml.facts() if gpus else {},
+    )  # fmt: skip
+
+
+def first_difference(one: GoldenRun, other: GoldenRun) -> str | None:
+    """Return the id of the first prompt that two runs answered with different tokens, None where there is none."""
+    pairs = zip(one.answers, other.answers, strict=True)
+    return next((a.id for a, b in pairs if a.tokens != b.tokens), None)
