@@ -16,13 +16,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from safetensors.numpy import save
 
-from pipeline.catalog.names import Channel, Variant
+from pipeline.catalog.names import Channel, Target, Variant
 from pipeline.manifest import dsse, oms, provenance, statement
 from pipeline.manifest.dsse import Opener
 from pipeline.manifest.encoding import canonical, sha256
 from pipeline.manifest.evidence import File
 from pipeline.manifest.rules import Bundles
-from pipeline.manifest.statement import ModelConfig, Predicate, ReleaseName, Source, VariantEntry, Verdict
+from pipeline.manifest.statement import ModelConfig, Predicate, ReleaseName, RuntimeEntry, Source, VariantEntry, Verdict
 from pipeline.ports.keys import KeyPair, Signer, signer
 from pipeline.registry import record
 from pipeline.registry.publish import SignedRelease
@@ -113,7 +113,7 @@ class Publisher:
     def bundles(self, document: dict[str, Any]) -> Bundles:
         """Return the signed statements around a manifest's document, whatever it says."""
         subjects = [statement.Subject.model_validate(s) for s in document["subject"]]
-        variants = document["predicate"]["variants"]
+        variants = [*document["predicate"]["variants"], *document["predicate"].get("runtimes", [])]
         return Bundles(
             manifest=self.sign(canonical(document)),
             provenance=self.sign(provenance_payload(subjects)),
@@ -212,7 +212,12 @@ def _predicate(
             golden_sha256="0" * 64,
         ),
         toolchain={"llama.cpp": "test"},
-        variants=[_entry(name, files) for name, files in by_variant.items()],
+        variants=[_entry(name, files) for name, files in by_variant.items() if not name.startswith("runtime-")],
+        runtimes=[
+            RuntimeEntry(name=name, target=Target(name.removeprefix("runtime-")), files=files)
+            for name, files in by_variant.items()
+            if name.startswith("runtime-")
+        ],
         gate=Verdict(passed=passed, reasons=[], channels=list(channels)),
     )
 

@@ -532,3 +532,22 @@ def test_files_with_the_same_bytes_are_fetched_once(
     pull(hooked, add(1, files=same), SERVER, into)
     assert len(_opens(hooked)) == 3
     _verify(into, publisher, SERVER)
+
+
+def test_a_runtimes_programs_can_be_run(
+    add: Callable[..., Accepted], store: FolderStore, publisher: Publisher, into: Path
+) -> None:
+    """A runtime is pulled like a variant, and its files are executable; a variant's are not."""
+    release = add(1, files={"runtime-arm64/llama-server": b"#!/bin/sh\n"})
+    folder = pull(store, release, "runtime-arm64", into)
+    assert (folder / "llama-server").stat().st_mode & 0o777 == 0o755
+    verify_folder(into / "current", opener=publisher.opener, line=LINE, seen=Seen(), now=NOW)
+    other = into.with_name("variant")
+    assert (pull(store, release, EDGE, other) / "model.gguf").stat().st_mode & 0o111 == 0
+
+
+def test_what_a_release_does_not_have_is_named(add: Callable[..., Accepted], store: FolderStore, into: Path) -> None:
+    """Asking for a runtime that is not there lists what is."""
+    with pytest.raises(RegistryError, match="has no variant runtime-riscv64") as e:
+        pull(store, add(1), "runtime-riscv64", into)
+    assert EDGE in e.value.hint
