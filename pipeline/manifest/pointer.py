@@ -18,7 +18,10 @@ POINTER_TYPE: Final = "https://edge-release.dev/channel/v1"
 
 
 class PointerPredicate(Record):
-    """Where the channel points; `serial` rises by one with every move, `previous` is the release it pointed to."""
+    """Where the channel points; `serial` rises by one with every move, `previous` is the release it pointed to.
+
+    `tag` is the release's, for readers; whoever signs the move may run for another one.
+    """
 
     line: str
     channel: Channel

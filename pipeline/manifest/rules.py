@@ -1,7 +1,7 @@
 """What makes a release acceptable, once its signature holds.
 
-Rules, in this order: release line, signer's tag, name it was fetched under, channel pointer, other statements of the
-same release, rollback and equivocation against what was seen before, expiry against a clock that never runs back.
+Rules, in this order: the name it was fetched under, the signer's tag, the channel's pointer, the release's other
+statements, rollback and equivocation against what was seen before, expiry against a clock that never runs back.
 Everything is an argument; a decision or a TrustError comes out.
 """
 
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from pipeline.errors import Refusal, TrustError
 from pipeline.manifest import oms, pointer, provenance, statement
-from pipeline.manifest.dsse import Opened, Opener
+from pipeline.manifest.dsse import Opener
 from pipeline.manifest.pointer import PointerPredicate
 from pipeline.manifest.statement import Manifest
 
@@ -53,6 +53,9 @@ def accept_pointer(
 ) -> tuple[PointerPredicate, Seen]:
     """Return a channel's pointer and what to remember of it.
 
+    Whichever tag's run signed it: a pointer pins the manifest's digest, and the manifest must be signed by a run of its
+    own tag. A rollback is signed by a newer run than the release it leads to.
+
     Args:
         serial: under which the registry stored the pointer.
 
@@ -65,7 +68,6 @@ def accept_pointer(
     if (found.line, found.channel, found.serial) != (line, channel, serial):
         stored, inside = f"{line}/{channel} {serial}", f"{found.line}/{found.channel} {found.serial}"
         raise TrustError(Refusal.SWAPPED, f"the pointer stored as {stored} is for {inside}")
-    _check_tag(opened, found.tag)
     last = seen.serials.get(channel, 0)
     if serial < last:
         raise TrustError(Refusal.ROLLBACK, f"rollback: channel {channel} shows serial {serial}, but {last} was seen")
@@ -105,7 +107,8 @@ def accept_release(
             Refusal.SWAPPED,
             f"the manifest stored as {line} {version} is for {release.line} {release.version}",
         )
-    _check_tag(opened, release.tag)
+    if opened.tag is not None and opened.tag != release.tag:
+        raise TrustError(Refusal.WRONG_SIGNER, f"it says tag {release.tag}, but was signed by a run for {opened.tag}")
     if pointer is not None and (pointer.version, pointer.manifest_sha256) != (version, digest):
         raise TrustError(
             Refusal.SWAPPED,
@@ -123,11 +126,6 @@ def accept_release(
             hint="publish or pull a newer release",
         )
     return Accepted(manifest, digest, replace(seen, version=version, digest=digest, time=clock), bundles, pointer)
-
-
-def _check_tag(opened: Opened, tag: str) -> None:
-    if opened.tag is not None and opened.tag != tag:
-        raise TrustError(Refusal.WRONG_SIGNER, f"it says tag {tag}, but was signed by a run for {opened.tag}")
 
 
 def _check_history(version: int, digest: str, seen: Seen, *, older_allowed: bool) -> None:

@@ -23,13 +23,20 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from pipeline.catalog.names import Channel
 from pipeline.errors import CatalogError, Refusal, ToolError, TrustError
-from pipeline.manifest import dsse, pointer, rules
+from pipeline.manifest import dsse, pointer
 from pipeline.manifest.dsse import Opened, Opener
 from pipeline.manifest.encoding import canonical
-from pipeline.manifest.pointer import PointerPredicate
+from pipeline.manifest.rules import Bundles, Seen
 from pipeline.manifest.trust import SigstoreTrust, Trust
 from pipeline.ports import keys, sigstore
+from pipeline.ports.keys import Signer
 from pipeline.ports.trust import opener
+from pipeline.registry import layout
+from pipeline.registry.channels import rollback
+from pipeline.registry.consume import fetch
+from pipeline.registry.folder import FolderStore
+from pipeline.registry.publish import SignedRelease, publish
+from tests.support.releases import LINE, NOW, Publisher
 from tests.support.sigstore.oidc import Claims, github_claims
 from tests.support.sigstore_instance import SigstoreInstance
 
@@ -366,19 +373,61 @@ def test_identity_without_a_tag(site: Site) -> None:
     assert verify(site.sign(github_claims(ref="refs/heads/main"))) == Opened(PAYLOAD, None)
 
 
-def test_statement_for_another_tag_is_refused(site: Site) -> None:
-    """A run for one tag cannot sign a pointer to another."""
-    move = PointerPredicate(
-        line="edge", channel=Channel.DEV, serial=1, version=4, tag="v1.2.3", manifest_sha256="0" * 64
+def run_for(site: Site, version: int, **claims: str) -> Signer:
+    """Return what signs as the release run of a version's tag."""
+    return lambda payload: site.sign(github_claims(ref=f"refs/tags/v{version}.0.0", **claims), payload=payload)
+
+
+def released(site: Site, folder: Path, version: int, by: Signer | None = None) -> SignedRelease:
+    """Return a release whose tag is its version's, signed by the run for that tag or by another."""
+    made = Publisher().release(
+        folder, version, mutate=lambda d: d["predicate"]["release"].update(tag=f"v{version}.0.0")
     )
-    payload = pointer.build(move).encode()
+    payloads = {name: dsse.unverified_payload(b) for name, b in made.bundles.variants.items()}
+    sign = by or run_for(site, version)
+    bundles = Bundles(
+        manifest=sign(dsse.unverified_payload(made.bundles.manifest)),
+        provenance=sign(dsse.unverified_payload(made.bundles.provenance)),
+        variants={name: sign(payload) for name, payload in payloads.items()},
+    )
+    return SignedRelease(bundles, made.files)
 
-    def accept(bundle: bytes) -> None:
-        rules.accept_pointer(bundle, opener=site.opener(), line="edge", channel="dev", serial=1, seen=rules.Seen())
 
-    accept(site.sign(payload=payload))
-    with pytest.raises(TrustError, match=r"v1\.2\.4") as caught:
-        accept(site.sign(github_claims(ref="refs/tags/v1.2.4"), payload=payload))
+def test_a_newer_run_rolls_back(site: Site, tmp_path: Path) -> None:
+    """The run for v2 signs the rollback to v1 and consumers who saw v2 follow it; a fork's rollback is refused."""
+    store, verify = FolderStore(tmp_path / "registry"), site.opener()
+    usual: Any = {"line": LINE, "channel": Channel.DEV, "opener": verify, "now": NOW}
+    for version in (1, 2):
+        release = released(site, tmp_path / str(version), version)
+        publish(store, release, channel=Channel.DEV, signer=run_for(site, 2), opener=verify, now=NOW)
+    seen = fetch(store, seen=Seen(), **usual).seen
+    with pytest.raises(TrustError) as caught:
+        rollback(store, signer=run_for(site, 2, repository="mallory/edge"), **usual)
+    assert caught.value.refusal is Refusal.WRONG_SIGNER
+    assert fetch(store, seen=seen, **usual).manifest.release.version == 2
+    rollback(store, signer=run_for(site, 2), **usual)
+    assert fetch(store, seen=seen, **usual).manifest.release.version == 1
+
+
+def test_a_strangers_move_is_refused(site: Site, tmp_path: Path) -> None:
+    """A consumer refuses a move that a signer outside the identity rule put into the registry."""
+    store, verify = FolderStore(tmp_path / "registry"), site.opener()
+    release = released(site, tmp_path / "1", 1)
+    done = publish(store, release, channel=Channel.DEV, signer=run_for(site, 1), opener=verify, now=NOW)
+    forged = done.pointer.model_copy(update={"serial": 2})
+    move = run_for(site, 1, workflow="ci.yml")(pointer.build(forged).encode())
+    store.create(layout.pointer(LINE, Channel.DEV, 2), move)
+    with pytest.raises(TrustError) as caught:
+        fetch(store, line=LINE, channel=Channel.DEV, opener=verify, now=NOW, seen=Seen())
+    assert caught.value.refusal is Refusal.WRONG_SIGNER
+
+
+def test_a_release_by_another_tags_run_is_refused(site: Site, tmp_path: Path) -> None:
+    """A run for one tag cannot sign another tag's release."""
+    store = FolderStore(tmp_path / "registry")
+    release = released(site, tmp_path / "1", 1, by=run_for(site, 2))
+    with pytest.raises(TrustError, match=r"v2\.0\.0") as caught:
+        publish(store, release, channel=Channel.DEV, signer=run_for(site, 2), opener=site.opener(), now=NOW)
     assert caught.value.refusal is Refusal.WRONG_SIGNER
 
 

@@ -15,7 +15,7 @@ import pytest
 from pipeline.catalog.names import Channel
 from pipeline.errors import Refusal, TrustError
 from pipeline.manifest import dsse, pointer
-from pipeline.manifest.dsse import Opened, Opener
+from pipeline.manifest.dsse import Opener
 from pipeline.manifest.pointer import PointerPredicate
 from pipeline.manifest.rules import Accepted, Bundles, Seen, accept_pointer, accept_release
 from tests.support.releases import LINE, NOW, Publisher
@@ -247,11 +247,12 @@ def test_a_manifest_is_no_pointer(publisher: Publisher, bundles: Bundles) -> Non
     )
 
 
-def test_a_pointer_of_another_tags_run_is_refused(publisher: Publisher) -> None:
-    """The run that signed a pointer must be for the tag it names."""
-    bundle = _bundle(publisher)
-    opened: Opener = lambda b: Opened(publisher.opener(b).payload, "v9")  # noqa: E731
-    _refused(
-        Refusal.WRONG_SIGNER,
-        lambda: accept_pointer(bundle, opener=opened, line=LINE, channel="dev", serial=5, seen=Seen()),
-    )
+def test_a_pointer_may_come_from_any_tags_run(
+    publisher: Publisher, bundles: Bundles, pointed: PointerPredicate
+) -> None:
+    """A newer run may sign the move to a release, but not the release."""
+    moved = publisher.sign(pointer.build(pointed).encode())
+    newer = _tagged(publisher.opener, "v9")
+    found, seen = accept_pointer(moved, opener=newer, line=LINE, channel="dev", serial=5, seen=Seen())
+    assert _accept(bundles, _tagged(publisher.opener, "v2"), pointer=found, seen=seen)
+    _refused(Refusal.WRONG_SIGNER, lambda: _accept(bundles, newer, pointer=found, seen=seen))
