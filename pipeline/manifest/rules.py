@@ -1,8 +1,13 @@
 """What makes a release acceptable, once its signature holds.
 
 Rules, in this order: the name it was fetched under, the signer's tag, the channel's pointer, the release's other
-statements, rollback and equivocation against what was seen before, expiry against a clock that never runs back.
+statements, equivocation and rollback against what was seen before, expiry against a clock that never runs back.
 Everything is an argument; a decision or a TrustError comes out.
+
+What was seen is kept for each channel, because channels stand at different releases. A channel's release may not be
+older than the last one accepted there. A release asked for by its version has no channel to say that it is current: it
+may not be older than any that was seen, unless it is the very one last accepted on some channel or by version. One
+version with two contents is refused wherever the other content was seen.
 """
 
 from __future__ import annotations
@@ -16,13 +21,26 @@ from pipeline.manifest.dsse import Opener
 from pipeline.manifest.pointer import PointerPredicate
 from pipeline.manifest.statement import Manifest
 
+BY_VERSION = "by-version"
+
+
+@dataclass(frozen=True)
+class Last:
+    """The release last accepted; `digest` pins its manifest."""
+
+    version: int
+    digest: str
+
 
 @dataclass(frozen=True)
 class Seen:
-    """What a consumer remembers, on storage the registry cannot write; `time` is in seconds since 1970 (UTC)."""
+    """What a consumer remembers, on storage the registry cannot write.
 
-    version: int = 0
-    digest: str = ""
+    `releases`, `serials` and `pointers` are by channel, releases asked for by version under BY_VERSION; `time` is in
+    seconds since 1970 (UTC).
+    """
+
+    releases: dict[str, Last] = field(default_factory=dict)
     serials: dict[str, int] = field(default_factory=dict)
     pointers: dict[str, str] = field(default_factory=dict)
     time: float = 0.0
@@ -46,6 +64,11 @@ class Accepted:
     seen: Seen
     bundles: Bundles
     pointer: PointerPredicate | None = None
+
+    @property
+    def slot(self) -> str:
+        """Where `seen` has this release: under its channel, or BY_VERSION."""
+        return _slot(self.pointer)
 
 
 def accept_pointer(
@@ -93,7 +116,7 @@ def accept_release(
     Args:
         version: under which the registry stored the release.
         pointer: an accepted pointer that led here; its `rollback` permits an older version than seen.
-        allow_rollback: the user named an older version and means it.
+        allow_rollback: the user knows that the version may be older than one seen and means it.
 
     Raises:
         TrustError: see `Refusal`; nothing of the payload is used before its signature holds.
@@ -117,7 +140,10 @@ def accept_release(
     _check_same_release(bundles, manifest, opener)
     older_allowed = allow_rollback or (pointer is not None and pointer.rollback)
     clock = max(now.timestamp(), seen.time)  # a board without a clock battery may wake up in the past
-    _check_history(version, digest, seen, older_allowed=older_allowed)
+    last, slot = Last(version, digest), _slot(pointer)
+    check_same(last, seen)
+    if not older_allowed:
+        _check_not_older(version, slot, seen)
     if clock >= manifest.expires.timestamp():
         today = datetime.fromtimestamp(clock, UTC)
         raise TrustError(
@@ -125,18 +151,36 @@ def accept_release(
             f"release {line} {version} expired on {manifest.expires:%Y-%m-%d}, and it is {today:%Y-%m-%d}",
             hint="publish or pull a newer release",
         )
-    return Accepted(manifest, digest, replace(seen, version=version, digest=digest, time=clock), bundles, pointer)
+    return Accepted(
+        manifest, digest, replace(seen, releases={**seen.releases, slot: last}, time=clock), bundles, pointer
+    )
 
 
-def _check_history(version: int, digest: str, seen: Seen, *, older_allowed: bool) -> None:
-    if version < seen.version and not older_allowed:
+def check_same(found: Last, seen: Seen) -> None:
+    """Raise TrustError EQUIVOCATION where the same version was seen with other content, on whichever channel."""
+    for slot, last in seen.releases.items():
+        if last.version == found.version and last.digest != found.digest:
+            raise TrustError(
+                Refusal.EQUIVOCATION, f"release {found.version} was seen before{_on(slot)} with other content"
+            )
+
+
+def _check_not_older(version: int, slot: str, seen: Seen) -> None:
+    known = [last.version for other, last in seen.releases.items() if slot in {other, BY_VERSION}]
+    if version < max(known, default=0) and version not in known:
         raise TrustError(
             Refusal.ROLLBACK,
-            f"rollback: release {version} is older than {seen.version}, which was seen before",
-            hint="if you mean to go back, name the release and add --allow-rollback",
+            f"rollback: release {version} is older than {max(known)}, which was seen before{_on(slot)}",
+            hint="if you mean to go back, add --allow-rollback",
         )
-    if version == seen.version and digest != seen.digest:
-        raise TrustError(Refusal.EQUIVOCATION, f"release {version} was seen before with other content")
+
+
+def _slot(pointer: PointerPredicate | None) -> str:
+    return BY_VERSION if pointer is None else str(pointer.channel)
+
+
+def _on(slot: str) -> str:
+    return "" if slot == BY_VERSION else f" on channel {slot}"
 
 
 def _check_same_release(bundles: Bundles, manifest: Manifest, opener: Opener) -> None:

@@ -33,7 +33,7 @@ def fetch(
 
     Args:
         seen: what this consumer remembers; afterwards remember the result's `seen`.
-        allow_rollback: the user named an older version and means it.
+        allow_rollback: the user knows that the version may be older than one seen and means it.
 
     Raises:
         RegistryError: there is no such release or channel; the hint lists what there is.

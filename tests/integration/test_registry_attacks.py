@@ -41,7 +41,7 @@ from tests.support.releases import (
     tree,
 )
 
-DEV = Channel.DEV
+DEV, STABLE = Channel.DEV, Channel.STABLE
 
 
 @dataclass
@@ -113,17 +113,22 @@ class Scene:
             **options,
         )
 
+    def fetched(self, version: int) -> Accepted:
+        return fetch(self.store, opener=self.publisher.opener, line=LINE, seen=Seen(), now=NOW, version=version)
+
+    def promote(self, version: int) -> None:
+        """Point stable to a release."""
+        accepted, signer, opener = self.fetched(version), self.publisher.sign, self.publisher.opener
+        channels.promote(self.store, accepted, channel=STABLE, signer=signer, opener=opener)
+
     def record(self, version: int) -> Path:
         return self.root / layout.release(LINE, version)
 
-    def pointer(self, serial: int) -> Path:
-        return self.root / layout.pointer(LINE, DEV, serial)
+    def pointer(self, serial: int, channel: Channel = DEV) -> Path:
+        return self.root / layout.pointer(LINE, channel, serial)
 
     def blob(self, version: int) -> Path:
-        release = fetch(
-            self.store, opener=self.publisher.opener, line=LINE, seen=Seen(), now=NOW, version=version
-        ).manifest
-        return self.root / layout.blob(release.variant(EDGE).files[0].sha256)
+        return self.root / layout.blob(self.fetched(version).manifest.variant(EDGE).files[0].sha256)
 
     def plant(self, release: SignedRelease, version: int) -> None:
         """Put a release into the registry by hand, as one who can write there would."""
@@ -156,11 +161,19 @@ def _other_record(scene: Scene, version: int) -> dict[str, Any]:
     return found
 
 
-def _point(scene: Scene, publisher: Publisher, version: int, digest: str, serial: int = 3) -> None:
+def _point(
+    scene: Scene, publisher: Publisher, version: int, digest: str, serial: int = 3, channel: Channel = DEV
+) -> None:
     predicate = PointerPredicate(
-        line=LINE, channel=DEV, serial=serial, version=version, tag=f"v{version}", manifest_sha256=digest, previous=2
+        line=LINE,
+        channel=channel,
+        serial=serial,
+        version=version,
+        tag=f"v{version}",
+        manifest_sha256=digest,
+        previous=2,
     )
-    scene.pointer(serial).write_bytes(publisher.sign(pointer.build(predicate).encode()))
+    scene.pointer(serial, channel).write_bytes(publisher.sign(pointer.build(predicate).encode()))
 
 
 def _wrong_key(scene: Scene) -> None:
@@ -318,6 +331,31 @@ def test_an_older_version_by_name_needs_the_users_word(scene: Scene) -> None:
     assert tree(scene.into)["current"] == "versions/1"
 
 
+def test_two_channels_are_followed_at_different_releases(scene: Scene) -> None:
+    """One memory serves a consumer of dev at 2 and stable at 1, who may ask for either by its version."""
+    scene.promote(1)
+    for _ in range(2):
+        assert scene.update().manifest.release.version == 2
+        assert scene.update(channel=STABLE).manifest.release.version == 1
+        assert scene.update(version=1).manifest.release.version == 1
+    scene.promote(2)
+    assert scene.update(channel=STABLE).manifest.release.version == 2
+    _point(scene, scene.publisher, 1, scene.fetched(1).digest, serial=3, channel=STABLE)
+    with pytest.raises(TrustError) as caught:
+        scene.update(channel=STABLE)
+    assert caught.value.refusal is Refusal.ROLLBACK
+
+
+def test_another_channel_with_other_content_is_told(scene: Scene) -> None:
+    """A registry that shows one release 2 on dev and another on stable is two-faced, though both are rightly signed."""
+    scene.update()
+    scene.plant(scene.publisher.release(scene.folder / "twice", 2, seed=77), 2)
+    scene.promote(2)
+    with pytest.raises(TrustError) as caught:
+        scene.update(channel=STABLE)
+    assert caught.value.refusal is Refusal.EQUIVOCATION
+
+
 def test_a_version_that_changed_since_it_was_seen(scene: Scene) -> None:
     """The same version with other content, rightly signed, is told from what was seen before."""
     scene.update()
@@ -429,7 +467,7 @@ def test_nobody_moves_a_channel_with_another_key(scene: Scene) -> None:
     opener, stranger = scene.publisher.opener, Publisher().sign
     accepted = fetch(scene.store, opener=opener, line=LINE, seen=Seen(), now=NOW, version=2)
     for move in (
-        lambda: channels.promote(scene.store, accepted, channel=Channel.STABLE, signer=stranger, opener=opener),
+        lambda: channels.promote(scene.store, accepted, channel=STABLE, signer=stranger, opener=opener),
         lambda: channels.rollback(scene.store, line=LINE, channel=DEV, signer=stranger, opener=opener, now=NOW),
     ):
         with pytest.raises(TrustError) as caught:
@@ -443,9 +481,9 @@ def test_a_two_faced_release_is_not_promoted(scene: Scene) -> None:
     opener, sign = scene.publisher.opener, scene.publisher.sign
     accepted = fetch(scene.store, opener=opener, line=LINE, seen=Seen(), now=NOW, version=2)
     scene.plant(scene.publisher.release(scene.folder / "twice", 2, seed=77), 2)
-    channels.promote(scene.store, accepted, channel=Channel.STABLE, signer=sign, opener=opener)
+    channels.promote(scene.store, accepted, channel=STABLE, signer=sign, opener=opener)
     with pytest.raises(TrustError) as caught:
-        fetch(scene.store, opener=opener, line=LINE, seen=Seen(), now=NOW, channel=Channel.STABLE)
+        fetch(scene.store, opener=opener, line=LINE, seen=Seen(), now=NOW, channel=STABLE)
     assert caught.value.refusal is Refusal.SWAPPED
 
 

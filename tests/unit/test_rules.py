@@ -17,10 +17,11 @@ from pipeline.errors import Refusal, TrustError
 from pipeline.manifest import dsse, pointer
 from pipeline.manifest.dsse import Opener
 from pipeline.manifest.pointer import PointerPredicate
-from pipeline.manifest.rules import Accepted, Bundles, Seen, accept_pointer, accept_release
+from pipeline.manifest.rules import BY_VERSION, Accepted, Bundles, Last, Seen, accept_pointer, accept_release
 from tests.support.releases import LINE, NOW, Publisher
 
 OTHER = "f" * 64
+SAME = "the release's own"
 
 
 @pytest.fixture
@@ -48,6 +49,15 @@ def _pointer(**changed: Any) -> PointerPredicate:
     return PointerPredicate(**{**usual, **changed})
 
 
+def _seen(digest: str = OTHER, **versions: int) -> Seen:
+    """Return a memory of one version a channel, all with one digest."""
+    return Seen({name.replace("_", "-"): Last(version, digest) for name, version in versions.items()})
+
+
+def _both(one: Seen, other: Seen) -> Seen:
+    return Seen({**one.releases, **other.releases})
+
+
 def _tagged(opener: Opener, tag: str) -> Opener:
     return lambda bundle: replace(opener(bundle), tag=tag)
 
@@ -64,8 +74,9 @@ def test_a_good_release_is_accepted(publisher: Publisher, bundles: Bundles, poin
     """Signed, in time, under its own name and pointed to: the release and what to remember of it come out."""
     accepted = _accept(bundles, publisher.opener, pointer=pointed)
     assert accepted.manifest.release.version == 2
-    assert accepted.seen == Seen(version=2, digest=accepted.digest, time=NOW.timestamp())
+    assert accepted.seen == Seen({"dev": Last(2, accepted.digest)}, time=NOW.timestamp())
     assert accepted.pointer == pointed
+    assert accepted.bundles == bundles
 
 
 REFUSED = {
@@ -73,12 +84,6 @@ REFUSED = {
     "another version": (Refusal.SWAPPED, {"version": 3}),
     "pointer to another manifest": (Refusal.SWAPPED, {"pointer": _pointer()}),
     "pointer to another version": (Refusal.SWAPPED, {"pointer": _pointer(version=1)}),
-    "older than seen": (Refusal.ROLLBACK, {"seen": Seen(version=3, digest=OTHER)}),
-    "same version, other content": (Refusal.EQUIVOCATION, {"seen": Seen(version=2, digest=OTHER)}),
-    "other content though rollback is allowed": (
-        Refusal.EQUIVOCATION,
-        {"seen": Seen(version=2, digest=OTHER), "allow_rollback": True},
-    ),
     "expired": (Refusal.EXPIRED, {"now": NOW + timedelta(days=31)}),
     "expired this second": (Refusal.EXPIRED, {"now": NOW + timedelta(days=30)}),
     "expired by a clock seen before": (
@@ -87,7 +92,7 @@ REFUSED = {
     ),
     "rollback allowed, but expired": (
         Refusal.EXPIRED,
-        {"seen": Seen(version=3, digest=OTHER), "allow_rollback": True, "now": NOW + timedelta(days=31)},
+        {"seen": _seen(dev=3), "allow_rollback": True, "now": NOW + timedelta(days=31)},
     ),
 }
 
@@ -99,34 +104,75 @@ def test_a_release_is_refused(case: str, publisher: Publisher, bundles: Bundles)
     _refused(refusal, lambda: _accept(bundles, publisher.opener, **changed))
 
 
-ALLOWED = {
-    "the same again": {"seen": Seen(version=2)},
-    "newer than seen": {"seen": Seen(version=1, digest=OTHER)},
-    "older, and the user means it": {"seen": Seen(version=3, digest=OTHER), "allow_rollback": True},
+IN_TIME = {
     "last second": {"now": NOW + timedelta(days=30) - timedelta(seconds=1)},
     "a clock that fell back": {"now": datetime(1970, 1, 2, tzinfo=UTC), "seen": Seen(time=NOW.timestamp())},
 }
 
 
-@pytest.mark.parametrize("case", ALLOWED)
-def test_a_release_passes(case: str, publisher: Publisher, bundles: Bundles) -> None:
-    """What the rules allow is accepted, and the remembered clock never runs back."""
-    changed = dict(ALLOWED[case])
-    digest = _accept(bundles, publisher.opener).digest
-    if case == "the same again":
-        changed["seen"] = Seen(version=2, digest=digest)
-    accepted = _accept(bundles, publisher.opener, **changed)
-    assert accepted.seen.version == 2
-    assert accepted.seen.time >= changed.get("seen", Seen()).time
+@pytest.mark.parametrize("case", IN_TIME)
+def test_a_release_passes_in_time(case: str, publisher: Publisher, bundles: Bundles) -> None:
+    """Until its last second a release is accepted, and the remembered clock never runs back."""
+    accepted = _accept(bundles, publisher.opener, **IN_TIME[case])
+    assert accepted.seen.time >= IN_TIME[case].get("seen", Seen()).time
+
+
+# What was seen before, and what becomes of release 2 on channel dev, or asked for by version.
+ON_DEV: dict[str, tuple[Seen, Refusal | None]] = {
+    "first of all": (Seen(), None),
+    "newer": (_seen(dev=1), None),
+    "the same again": (_seen(SAME, dev=2), None),
+    "older": (_seen(dev=3), Refusal.ROLLBACK),
+    "older, but newer than another channel's": (_seen(dev=3, stable=1), Refusal.ROLLBACK),
+    "first here, another channel is further": (_seen(stable=3), None),
+    "newer, another channel is further": (_seen(dev=1, stable=3), None),
+    "older than one asked for by version": (_seen(by_version=3), None),
+    "other content": (_seen(dev=2), Refusal.EQUIVOCATION),
+    "other content on another channel": (_seen(stable=2), Refusal.EQUIVOCATION),
+    "other content by version": (_seen(by_version=2), Refusal.EQUIVOCATION),
+    "older, and other content on another channel": (_both(_seen(dev=3), _seen(stable=2)), Refusal.EQUIVOCATION),
+}
+BY_ITS_VERSION: dict[str, tuple[Seen, Refusal | None]] = {
+    "first of all": (Seen(), None),
+    "newer than any": (_seen(dev=1, stable=1, by_version=1), None),
+    "the last one again": (_seen(SAME, by_version=2), None),
+    "the last one again, a channel is further": (_both(_seen(dev=3), _seen(SAME, by_version=2)), None),
+    "a channel's, another is further": (_both(_seen(dev=3), _seen(SAME, stable=2)), None),
+    "between two channels'": (_seen(dev=3, stable=1), Refusal.ROLLBACK),
+    "older than a channel's": (_seen(dev=3), Refusal.ROLLBACK),
+    "older than the last one": (_seen(by_version=3), Refusal.ROLLBACK),
+    "other content on a channel": (_seen(dev=2), Refusal.EQUIVOCATION),
+    "other content by version": (_seen(by_version=2), Refusal.EQUIVOCATION),
+}
+HISTORY = {
+    **{f"on dev: {name}": (True, *case) for name, case in ON_DEV.items()},
+    **{f"by version: {name}": (False, *case) for name, case in BY_ITS_VERSION.items()},
+}
+
+
+@pytest.mark.parametrize("case", HISTORY)
+def test_what_was_seen_decides(case: str, publisher: Publisher, bundles: Bundles, pointed: PointerPredicate) -> None:
+    """A channel is compared with itself, a version with all; the user's word allows what is older, and nothing else."""
+    on_dev, before, refusal = HISTORY[case]
+    own = pointed.manifest_sha256
+    seen = Seen({s: Last(r.version, own if r.digest == SAME else r.digest) for s, r in before.releases.items()})
+    asked: dict[str, Any] = {"seen": seen, "pointer": pointed if on_dev else None}
+    if refusal is not None:
+        _refused(refusal, lambda: _accept(bundles, publisher.opener, **asked))
+    if refusal is Refusal.EQUIVOCATION:
+        _refused(refusal, lambda: _accept(bundles, publisher.opener, allow_rollback=True, **asked))
+        return
+    accepted = _accept(bundles, publisher.opener, allow_rollback=refusal is not None, **asked)
+    assert accepted.seen.releases == {**seen.releases, "dev" if on_dev else BY_VERSION: Last(2, own)}
 
 
 def test_a_pointer_that_says_rollback_permits_an_older_release(
     publisher: Publisher, bundles: Bundles, pointed: PointerPredicate
 ) -> None:
     """Only a pointer that says so leads back."""
-    seen = Seen(version=3, digest=OTHER)
+    seen = _seen(dev=3)
     back = pointed.model_copy(update={"rollback": True})
-    assert _accept(bundles, publisher.opener, seen=seen, pointer=back).seen.version == 2
+    assert _accept(bundles, publisher.opener, seen=seen, pointer=back).seen.releases["dev"].version == 2
     _refused(Refusal.ROLLBACK, lambda: _accept(bundles, publisher.opener, seen=seen, pointer=pointed))
 
 

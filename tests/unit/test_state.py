@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.catalog.names import Channel
 from pipeline.errors import Refusal, StageError, TrustError
 from pipeline.manifest import dsse, statement
 from pipeline.manifest.pointer import PointerPredicate
-from pipeline.manifest.rules import Accepted, Bundles, Seen
+from pipeline.manifest.rules import BY_VERSION, Accepted, Bundles, Last, Seen
 from pipeline.manifest.statement import Manifest
 from pipeline.registry import state
 from tests.support.releases import Publisher
@@ -36,23 +38,34 @@ def _hex(number: int) -> str:
     return f"{number:064x}"
 
 
-def _seen(version: int, serial: int = 0, time: float = 0.0) -> Seen:
-    serials = {"dev": serial} if serial else {}
-    return Seen(version, _hex(version), serials, {c: _hex(s) for c, s in serials.items()}, time)
+def _last(version: int) -> Last:
+    return Last(version, _hex(version))
 
 
-def _accepted(manifest: Manifest, seen: Seen, *, rollback: bool = False) -> Accepted:
-    serial = seen.serials.get("dev")
+def _seen(version: int, serial: int = 0, time: float = 0.0, channel: str = "dev") -> Seen:
+    """Return a memory of one release: on a channel where there is a serial, else by version."""
+    moves = {channel: serial} if serial else {}
+    pointers = {c: _hex(s) for c, s in moves.items()}
+    return Seen({channel if serial else BY_VERSION: _last(version)}, moves, pointers, time)
+
+
+def _accepted(manifest: Manifest, seen: Seen, slot: str | None = None, *, rollback: bool = False) -> Accepted:
+    """Return an accepted release that leads to this memory; `slot` says which of its releases, by default the only."""
+    slot = slot or next(iter(seen.releases))
+    last = seen.releases[slot]
+    bundles = Bundles(b"", b"", {})
+    if slot == BY_VERSION:
+        return Accepted(manifest, last.digest, seen, bundles)
     pointer = PointerPredicate(
         line="demo",
-        channel=Channel.DEV,
-        serial=serial or 1,
-        version=seen.version,
+        channel=Channel(slot),
+        serial=seen.serials[slot],
+        version=last.version,
         tag="v",
-        manifest_sha256=seen.digest,
+        manifest_sha256=last.digest,
         rollback=rollback,
     )
-    return Accepted(manifest, seen.digest, seen, Bundles(b"", b"", {}), pointer if serial else None)
+    return Accepted(manifest, last.digest, seen, bundles, pointer)
 
 
 def test_nothing_is_remembered_at_first(path: Path) -> None:
@@ -87,17 +100,30 @@ def test_memory_moves_forward(case: str, path: Path, manifest: Manifest) -> None
     assert state.load(path) == after
 
 
+def test_channels_are_remembered_apart(path: Path, manifest: Manifest) -> None:
+    """One who follows dev at release 2 and stable at 1, and asked for 1 by version, remembers each."""
+    for seen in (_seen(2, 5, 1.0), _seen(1, 3, 2.0, channel="stable"), _seen(1)):
+        found = state.remember(path, _accepted(manifest, seen))
+    pointers = {"dev": _hex(5), "stable": _hex(3)}
+    releases = {"dev": _last(2), "stable": _last(1), BY_VERSION: _last(1)}
+    assert state.load(path) == found == Seen(releases, {"dev": 5, "stable": 3}, pointers, 2.0)
+
+
 def test_a_rollback_the_user_named_is_remembered(path: Path, manifest: Manifest) -> None:
-    """The user's own word moves the version back, but no channel's serial."""
+    """The user's own word moves the version back where it was said, but no channel's serial."""
     state.remember(path, _accepted(manifest, _seen(3, 3)))
-    assert state.remember(path, _accepted(manifest, _seen(1)), allow_rollback=True) == Seen(
-        1, _hex(1), {"dev": 3}, {"dev": _hex(3)}
-    )
+    state.remember(path, _accepted(manifest, _seen(2)))
+    found = state.remember(path, _accepted(manifest, _seen(1)), allow_rollback=True)
+    assert found == Seen({"dev": _last(3), BY_VERSION: _last(1)}, {"dev": 3}, {"dev": _hex(3)})
+    found = state.remember(path, _accepted(manifest, _seen(1, 2)), allow_rollback=True)
+    assert found == Seen({"dev": _last(1), BY_VERSION: _last(1)}, {"dev": 3}, {"dev": _hex(3)})
 
 
 TWO_FACED = {
-    "version": (_seen(2), Seen(2, _hex(9))),
-    "serial": (_seen(2, 5), Seen(3, _hex(3), {"dev": 5}, {"dev": _hex(9)})),
+    "version": (_seen(2), Seen({BY_VERSION: Last(2, _hex(9))})),
+    "version on another channel": (_seen(2, 5), Seen({"stable": Last(2, _hex(9))}, {"stable": 1}, {"stable": _hex(1)})),
+    "version on a channel and by itself": (_seen(2, 5), Seen({BY_VERSION: Last(2, _hex(9))})),
+    "serial": (_seen(2, 5), Seen({"dev": _last(3)}, {"dev": 5}, {"dev": _hex(9)})),
 }
 
 
@@ -112,19 +138,95 @@ def test_two_contents_under_one_number_are_refused(case: str, path: Path, manife
     assert state.load(path) == before
 
 
-GOOD = {"schema_version": 1, "version": 1, "digest": _hex(1), "serials": {}, "pointers": {}, "time": 0.0}
+SLOTS = [*Channel, BY_VERSION]
+VERSIONS = st.integers(1, 2**62)
+MOVES = st.dictionaries(st.sampled_from(list(Channel)).map(str), st.integers(1, 2**62))
+CLOCK = st.floats(0, 1e12)
+UNHURRIED = settings(deadline=None, max_examples=50)
+
+
+@UNHURRIED
+@given(
+    versions=st.dictionaries(st.sampled_from(SLOTS).map(str), VERSIONS, min_size=1),
+    moves=MOVES,
+    clock=CLOCK,
+    data=st.data(),
+)
+def test_any_memory_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory,
+    manifest: Manifest,
+    versions: dict[str, int],
+    moves: dict[str, int],
+    clock: float,
+    data: st.DataObject,
+) -> None:
+    """Whatever is remembered of whichever channels is read back without a change."""
+    path = tmp_path_factory.mktemp("state") / "demo.json"
+    slot = data.draw(st.sampled_from(sorted(versions)))
+    serials = moves if slot == BY_VERSION else {slot: 1, **moves}
+    seen = Seen({s: _last(v) for s, v in versions.items()}, serials, {c: _hex(n) for c, n in serials.items()}, clock)
+    assert state.remember(path, _accepted(manifest, seen, slot)) == state.load(path) == seen
+
+
+@UNHURRIED
+@given(version=VERSIONS, moves=MOVES, clock=CLOCK)
+def test_a_file_of_schema_1_is_read(
+    tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, version: int, moves: dict[str, int], clock: float
+) -> None:
+    """Its one version counts for every channel it knows and by version; it is written anew with all of that."""
+    path = tmp_path_factory.mktemp("state") / "demo.json"
+    pointers = {c: _hex(n) for c, n in moves.items()}
+    old = {"schema_version": 1, "version": version, "digest": _hex(version), "serials": moves, "pointers": pointers}
+    path.write_text(json.dumps({**old, "time": clock}))
+    seen = state.load(path)
+    assert seen == Seen({slot: _last(version) for slot in [*moves, BY_VERSION]}, moves, pointers, clock)
+    assert state.remember(path, _accepted(manifest, seen, BY_VERSION)) == seen
+    assert json.loads(path.read_bytes())["schema_version"] == 2
+    assert state.load(path) == seen
+
+
+@UNHURRIED
+@given(steps=st.lists(st.tuples(st.sampled_from(SLOTS).map(str), st.integers(1, 9)), max_size=8))
+def test_no_channel_falls(
+    tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, steps: list[tuple[str, int]]
+) -> None:
+    """Whatever is accepted meanwhile on other channels, each one's highest version is what is remembered."""
+    path = tmp_path_factory.mktemp("state") / "demo.json"
+    for slot, version in steps:
+        state.remember(path, _accepted(manifest, _seen(version, 0 if slot == BY_VERSION else 1, channel=slot)))
+    highest = {slot: max(v for s, v in steps if s == slot) for slot, _ in steps}
+    assert state.load(path).releases == {slot: _last(version) for slot, version in highest.items()}
+
+
+RELEASE = {"version": 1, "digest": _hex(1)}
+GOOD = {"schema_version": 2, "releases": {"dev": RELEASE}, "serials": {}, "pointers": {}, "time": 0.0}
+OLD = {"schema_version": 1, **RELEASE, "serials": {}, "pointers": {}, "time": 0.0}
 GARBAGE = {
     "empty": b"",
     "not JSON": b"{",
     "a list": b"[]",
     "nested deeply": b"[" * 100_000,
-    "a key missing": json.dumps({k: v for k, v in GOOD.items() if k != "version"}).encode(),
-    "a negative version": json.dumps({**GOOD, "version": -1}).encode(),
-    "a digest that is none": json.dumps({**GOOD, "digest": "x"}).encode(),
+    "a key missing": json.dumps({k: v for k, v in GOOD.items() if k != "releases"}).encode(),
+    "a negative version": json.dumps({**GOOD, "releases": {"dev": {**RELEASE, "version": -1}}}).encode(),
+    "a digest that is none": json.dumps({**GOOD, "releases": {"dev": {**RELEASE, "digest": "x"}}}).encode(),
     "a serial without pointer": json.dumps({**GOOD, "serials": {"dev": 3}}).encode(),
-    "a later schema": json.dumps({**GOOD, "schema_version": 2}).encode(),
+    "schema 1, a key missing": json.dumps({k: v for k, v in OLD.items() if k != "version"}).encode(),
+    "schema 1, a negative version": json.dumps({**OLD, "version": -1}).encode(),
+    "schema 1, a digest that is none": json.dumps({**OLD, "digest": ""}).encode(),
+    "schema 1, a serial without pointer": json.dumps({**OLD, "serials": {"dev": 3}}).encode(),
+    "schema 1 under the name of 2": json.dumps({**OLD, "schema_version": 2}).encode(),
+    "no schema": json.dumps({k: v for k, v in GOOD.items() if k != "schema_version"}).encode(),
+    "a later schema": json.dumps({**GOOD, "schema_version": 3}).encode(),
     "too large": b" " * (state.MAX_STATE + 1),
 }
+
+
+def test_what_garbage_is_made_of_is_read(path: Path) -> None:
+    """The two files that the cases below differ from in one way are good ones."""
+    path.parent.mkdir()
+    for good, slot in ((GOOD, "dev"), (OLD, BY_VERSION)):
+        path.write_text(json.dumps(good))
+        assert state.load(path) == Seen({slot: _last(1)})
 
 
 @pytest.mark.parametrize("case", GARBAGE)
