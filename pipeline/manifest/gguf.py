@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import BinaryIO, NoReturn
 
 from pipeline.errors import Refusal, TrustError
+from pipeline.manifest.tensor import MAX_EXTENT, MAX_TENSORS, Tensor
 
 VERSION = 3
 DEFAULT_ALIGNMENT = 32
@@ -27,9 +28,7 @@ MAX_STRING = 16 << 20  # bytes; a whole tokenizer.json stands in some files
 MAX_KEY = 65_535  # bytes
 MAX_TENSOR_NAME = 63  # bytes
 MAX_ENTRIES = 16_384
-MAX_TENSORS = 65_536
 MAX_DIMENSIONS = 4
-MAX_EXTENT = 2**63 - 1
 _CHUNK = 1 << 20
 
 # By number: the type's name, the elements in one block, the bytes of one block. Q8_1 and Q8_K exist only in memory.
@@ -98,19 +97,8 @@ Value = int | float | bool | str | Array
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """A tensor's place: `shape` has the fastest dimension first, `offset` (bytes) counts from the file's start."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True)
 class Header:
-    """What the file says of itself; `alignment` is in bytes."""
+    """What the file says of itself; tensors' shapes have the fastest dimension first, `alignment` is in bytes."""
 
     metadata: Mapping[str, Value]
     tensors: tuple[Tensor, ...]

@@ -17,11 +17,10 @@ from types import MappingProxyType
 from typing import Any, BinaryIO, NoReturn
 
 from pipeline.errors import Refusal, TrustError
+from pipeline.manifest.tensor import MAX_EXTENT, MAX_TENSORS, Tensor
 
 MAX_HEADER = 10_000_000  # bytes
-MAX_TENSORS = 65_536
 MAX_DIMENSIONS = 16
-MAX_EXTENT = 2**63 - 1
 
 # Bits of one element.
 TYPES = {
@@ -46,17 +45,6 @@ TYPES = {
     "I64": 64,
     "U64": 64,
 }
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor's place; `offset` (bytes) counts from the file's start."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    offset: int
-    size: int
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ from pipeline.manifest.gguf import (
     MAX_ENTRIES,
     MAX_HEADER,
     MAX_STRING,
-    MAX_TENSORS,
     TENSOR_TYPES,
     Array,
     Header,
-    Tensor,
     read_header,
 )
+from pipeline.manifest.tensor import MAX_TENSORS, Tensor
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 U8, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 4, 6, 7, 8, 9, 10

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pipeline.errors import Refusal, TrustError
-from pipeline.manifest.safetensors import MAX_HEADER, MAX_TENSORS, Header, Tensor, read_header
+from pipeline.manifest.safetensors import MAX_HEADER, Header, read_header
+from pipeline.manifest.tensor import MAX_TENSORS, Tensor
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
