@@ -20,6 +20,8 @@ help: ## list the targets
 setup: $(VENV)/.ready ## create .venv with everything pinned, and compile llama.cpp once (cached)
 
 release: $(VENV)/.ready ## the main job: build, check, sign and publish all nine variants
+	$(SAY) 'building the programs of all three targets (some minutes once, then cached)'
+	@edge-release toolchain build
 	$(SAY) 'building and checking the variants (dvc repro)'
 	@dvc repro
 	$(SAY) 'signing'

@@ -282,7 +282,7 @@ def _toolchain(args: argparse.Namespace) -> None:
     if args.what == "host":
         output.say(str(host.build().wheel))
         return
-    built = [runtime.build(target, args.cache) for target in args.target or list(Target)]
+    built = runtime.build_all(args.target or list(Target), args.cache)
     if args.json:
         output.emit([{"target": b.target, "folder": str(b.folder), "sha256": b.digests} for b in built])
         return

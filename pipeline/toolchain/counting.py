@@ -36,6 +36,6 @@ def plugin(qemu_version: str, cache: Path | None = None) -> Path:
                         SOURCE,
                     ],
                     hint="pip install 'edge-release[build]'",
-                    env={"ZIG_GLOBAL_CACHE_DIR": str(place.parent / "zig"), "ZIG_LOCAL_CACHE_DIR": str(out / "zig")},
+                    env={"ZIG_GLOBAL_CACHE_DIR": str(place.parents[1] / "zig"), "ZIG_LOCAL_CACHE_DIR": str(out)},
                 )  # fmt: skip
     return place / "count_insns.so"

@@ -14,8 +14,10 @@ import hashlib
 import json
 import shlex
 import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -148,11 +150,21 @@ def build(target: Target, cache: Path | None = None, *, jobs: int | None = None)
     return runtime
 
 
+def build_all(targets: Sequence[Target], cache: Path | None = None) -> list[Runtime]:
+    """Return several targets' runtimes, built side by side: Zig makes each target's C library on one core.
+
+    Raises:
+        ToolError: as `build`.
+    """
+    with ThreadPoolExecutor(max_workers=len(targets)) as pool:
+        return list(pool.map(partial(build, cache=cache), targets))
+
+
 def _build(runtime: Runtime, tree: Path, jobs: int | None) -> None:
     work, target = runtime.folder.with_suffix(".partial"), runtime.target
     work.mkdir(parents=True, exist_ok=True)
     llama_cpp, cpu = source.llama_cpp(tree), CPUS[target]
-    tools = _wrappers(work / "zig", cpu)
+    tools = _wrappers(work / "tools", cpu)
     named = {NATIVE: "runtime", llama_cpp: "llama.cpp", work: "build", zig().parent: "zig"}
     flags = " ".join(f"-ffile-prefix-map={place}={name}" for place, name in named.items())
     options = {
@@ -167,7 +179,7 @@ def _build(runtime: Runtime, tree: Path, jobs: int | None) -> None:
     }
     compile_targets(
         NATIVE, work / "cmake", options, PROGRAMS, title=f"llama.cpp for {target}", jobs=jobs,
-        env={"ZIG_GLOBAL_CACHE_DIR": str(work / "zig-cache"), "ZIG_LOCAL_CACHE_DIR": str(work / "zig-cache")},
+        env={"ZIG_GLOBAL_CACHE_DIR": str(runtime.folder.parents[1] / "zig"), "ZIG_LOCAL_CACHE_DIR": str(work / "zig")},
     )  # fmt: skip
     with files.new_folder(runtime.folder) as out:
         for name in PROGRAMS:
