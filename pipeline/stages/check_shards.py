@@ -30,12 +30,14 @@ def run(project: Project, variant: Variant, runner: RunnerClass, scratch: Path) 
     assert recipe is not None, "the catalog gives the large tier a shard"
     asked = shards_run.requests(folder, prompts)
     gpus = nvml.gpus() if runner is RunnerClass.NVLINK else ()
-    with Meter(gpus=[gpu.uuid for gpu in gpus[: recipe.degree]]) as meter:
-        found, _ = shards_run.launch(folder, asked, threads=threads, times=PASSES)
     ranks, one, whole = scratch / "ranks.npy", scratch / "one.npy", scratch / "full.npy"
-    shards_run.launch(folder, asked.without_answers(), threads=threads, logits=ranks)
+    with Meter(gpus=[gpu.uuid for gpu in gpus[: recipe.degree]]) as meter:
+        # Energy is measured on GPUs alone, where nothing but the answers may be decoded meanwhile.
+        found = shards_run.launch(folder, asked, threads=threads, times=PASSES, logits=None if gpus else ranks)
+    if gpus:
+        shards_run.launch(folder, asked.without_answers(), threads=threads, logits=ranks)
     alone = shards_run.whole(model, scratch / "alone", matrices=recipe.matrices, norms=recipe.norms)
-    one_process, _ = shards_run.launch(alone, asked, threads=threads, logits=one)
+    one_process = shards_run.launch(alone, asked, threads=threads, logits=one)
     if (prompt := first_difference(found, one_process)) is not None:
         raise StageError(
             f"{variant}: {recipe.degree} ranks and one process answer {prompt} differently",
@@ -51,7 +53,7 @@ def run(project: Project, variant: Variant, runner: RunnerClass, scratch: Path) 
     if runner is RunnerClass.NVLINK and found.engine["device"] != "cuda":
         stand_in = f"{found.engine['backend']} on {found.engine['ranks']} CPU ranks"
     return Checked(
-        prompts, compared, quality(prompts, asked.requests, compared), meter.result, PASSES,
+        prompts, compared, quality(prompts, asked.requests, compared), meter.result if gpus else None, PASSES,
         stand_in=stand_in, facts=nvml.facts() if gpus else {},
     )  # fmt: skip
 

@@ -17,7 +17,6 @@ from pipeline.stages import shard, tensor_parallel
 from pipeline.stages.chat import Chat
 from pipeline.stages.gguf_run import common_prefix
 from pipeline.stages.golden import GoldenAnswer, GoldenRun, Request, Requests
-from pipeline.stages.tensor_parallel import Decoding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,9 +31,7 @@ def requests(folder: Path, prompts: Sequence[GoldenPrompt]) -> Requests:
     return Requests(requests=[_request(chat, prompt) for prompt in prompts])
 
 
-def launch(
-    folder: Path, asked: Requests, *, threads: int, logits: Path | None = None, times: int = 1
-) -> tuple[GoldenRun, Decoding]:
+def launch(folder: Path, asked: Requests, *, threads: int, logits: Path | None = None, times: int = 1) -> GoldenRun:
     """Decode with all ranks of the shards in `folder`, `times` over; every prompt starts from an empty cache.
 
     Args:
@@ -59,14 +56,13 @@ def launch(
         "name": "transformers", "threads": str(threads), "ranks": str(len(found.peak_rss_bytes)),
         "device": found.device, "dtype": found.dtype, "backend": found.backend,
     }  # fmt: skip
-    run = GoldenRun(
+    return GoldenRun(
         vocabulary=found.vocabulary,
         peak_rss_bytes=sum(found.peak_rss_bytes),
         answers=answers,
         repeats=[[a.tokens for a in others] for others in passes[1:]],
         engine=engine,
     )
-    return run, found
 
 
 def compared(run: GoldenRun, asked: Requests, logits: Path, reference: Path) -> GoldenRun:
