@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.catalog.params import Check
+from pipeline.errors import StageError
 from pipeline.ports import process
 from pipeline.stages import golden
 from pipeline.stages.golden import GoldenRun
@@ -49,11 +50,15 @@ def launch(
         logits: keep the logits in `out`, as `golden.LOGITS_FILE`.
 
     Raises:
+        StageError: the program or the model is missing.
         ToolError: it failed or was killed; its last lines are in the message.
     """
     flags = ["--logits"] * logits + ["--no-answers"] * (not asked.answers)
     if asked.reference:
         flags += ["--reference", "reference.f32"]
+    for path in (launcher.program, model):
+        if not path.exists():
+            raise StageError(f"{path} is missing", hint="dvc repro, or fetch the build again")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
