@@ -31,7 +31,7 @@ release: $(VENV)/.ready ## the main job: build, check, sign and publish all nine
 
 test: $(VENV)/.ready ## run the tests (those that need a service say how to enable them)
 	$(SAY) 'testing'
-	@python -m pytest
+	@python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/.ready ## lint, types, import contracts, workflow and schema checks
 	$(SAY) 'ruff'
