@@ -56,9 +56,9 @@ def launch(
     flags = ["--logits"] * logits + ["--no-answers"] * (not asked.answers)
     if asked.reference:
         flags += ["--reference", "reference.f32"]
-    for path in (launcher.program, model):
-        if not path.exists():
-            raise StageError(f"{path} is missing", hint="dvc repro, or fetch the build again")
+    for needed in (launcher.program, model):
+        if not needed.exists():
+            raise StageError(f"{needed} is missing", hint="dvc repro, or fetch the build again")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)

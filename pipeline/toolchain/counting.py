@@ -6,12 +6,11 @@ Rules: compiled at first use with the compiler that builds the runtimes, cached 
 from __future__ import annotations
 
 import hashlib
-from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.ports import files, process
 from pipeline.toolchain.cache import folder, locked
-from pipeline.toolchain.runtime import NATIVE, ZIG, zig
+from pipeline.toolchain.runtime import NATIVE, compiler, zig
 
 SOURCE = NATIVE / "count_insns.c"
 OUT_VARIABLE = "COUNT_INSNS_OUT"
@@ -25,7 +24,7 @@ def interface(qemu_version: str) -> int:
 def plugin(qemu_version: str, cache: Path | None = None) -> Path:
     """Return the plugin for a QEMU of this version, compiled where the cache lacks it; raises ToolError."""
     number = interface(qemu_version)
-    key = hashlib.sha256(f"{files.sha256_file(SOURCE)} {number} {version(ZIG)}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{files.sha256_file(SOURCE)} {number} {compiler()}".encode()).hexdigest()[:16]
     place = (cache or folder()) / "qemu" / f"count-insns-{key}"
     with locked(place.with_suffix(".lock")):
         if not place.exists():

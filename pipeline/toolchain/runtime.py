@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -107,13 +107,13 @@ class Runtime:
 
 
 def inputs(target: Target) -> dict[str, object]:
-    """Return all that affects the bytes of a target's programs."""
+    """Return all that affects the bytes of a target's programs; raises ToolError as `compiler`."""
     cpu = CPUS[target]
     return {
         "source": f"sha256:{source.SHA256}",
         "native": {p.name: files.sha256_file(p) for p in sorted(NATIVE.iterdir()) if p.suffix in {".cpp", ".txt"}},
         "options": {**OPTIONS, **dict(cpu.options)},
-        "compiler": f"{ZIG} {version(ZIG)}",
+        "compiler": compiler(),
         "triple": cpu.triple,
         "mcpu": cpu.mcpu,
         "programs": PROGRAMS,
@@ -191,11 +191,20 @@ def _build(runtime: Runtime, tree: Path, jobs: int | None) -> None:
     shutil.rmtree(work)
 
 
+def compiler() -> str:
+    """Return the compiler's name and version; raises ToolError where it is not installed."""
+    try:
+        return f"{ZIG} {version(ZIG)}"
+    except PackageNotFoundError as e:
+        raise ToolError("the compiler Zig is not installed", hint="pip install 'edge-release[build]'") from e
+
+
 def zig() -> Path:
     """Return the compiler's program; raises ToolError where it is not installed."""
+    compiler()
     spec = find_spec(ZIG)
-    if spec is None or spec.origin is None:
-        raise ToolError("the compiler Zig is not installed", hint="pip install 'edge-release[build]'")
+    assert spec is not None, "the package is there"
+    assert spec.origin is not None, "it is no namespace"
     return Path(spec.origin).with_name("zig")
 
 
