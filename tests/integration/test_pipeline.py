@@ -9,36 +9,37 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 import yaml
 
-from pipeline.catalog.names import VARIANTS
+from pipeline.catalog.names import VARIANTS, Target, host_target
 from pipeline.errors import PipelineError
-from pipeline.ports import files
+from pipeline.ports import files, qemu
 from pipeline.stages.schema import schemas
-from pipeline.toolchain import host
+from pipeline.toolchain import host, runtime
 from tests.support import models, projects
 
 REPOSITORY = projects.REPOSITORY
 BIN = Path(sys.executable).parent
 
 
-def _built() -> bool:
+def _missing() -> str:
+    """Return what is not built and how to build it, nothing where all is there."""
     try:
         host.find()
-    except PipelineError:
-        return False
-    return True
+        for target in Target:
+            runtime.find(target)
+    except PipelineError as e:
+        return f"{e.message}: {e.hint}"
+    return ""
 
 
-pytestmark = [
-    pytest.mark.skipif(not _built(), reason="llama.cpp is not built for this machine: make setup"),
-    pytest.mark.timeout(900),
-]
+pytestmark = [pytest.mark.skipif(bool(_missing()), reason=_missing()), pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,15 @@ class Workshop:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """A project with a random Qwen3 as its teacher, built once."""
+    """A project with a random Qwen3 as its teacher, built once.
+
+    The teacher is stored in bf16, as most are: the large tier's checks then need no run in f32 besides. Most of a build
+    is processes that import torch, which the ranks' launcher, each rank and each stage that trains or splits must.
+    """
     home = tmp_path_factory.mktemp("workshop")
     root = home / "project"
-    teacher = models.save(
-        root / "models/own", models.qwen3(hidden_size=256, intermediate_size=256, num_hidden_layers=3)
-    )
+    shape = models.qwen3(hidden_size=256, intermediate_size=256, num_hidden_layers=3)
+    teacher = models.save(root / "models/own", shape, dtype=torch.bfloat16)
     _write_project(root, teacher)
     env = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("EDGE_RELEASE_REGISTRY", "GITHUB_"))},
@@ -110,6 +114,7 @@ def _write_project(root: Path, teacher: Path) -> None:
         }
         limits["latency"] = {"ttft_p95_ms_max": 99999.0, "per_token_p95_ms_max": 99999.0}
         limits["cost_per_1k_usd_max"] = 999.0
+    params["channels"]["canary"] = params["channels"]["dev"]  # whether or not there are emulators here
     params["release"].update(line="own", version=1)
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     for name in ("dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
@@ -158,24 +163,143 @@ def test_equal_recipes_give_one_file(workshop: Workshop) -> None:
 
 
 def test_an_unchanged_second_run_builds_nothing(workshop: Workshop) -> None:
-    """A second dvc repro runs no stage but the look at the registry."""
-    assert set(re.findall(r"Running stage '([^']+)'", workshop.run("dvc", "repro"))) == {"previous"}
+    """A second dvc repro runs no stage but the looks at the registry and for emulators."""
+    assert set(re.findall(r"Running stage '([^']+)'", workshop.run("dvc", "repro"))) == LOOKS
 
 
+def test_a_rebuild_gives_every_digest_again(workshop: Workshop, tmp_path: Path) -> None:
+    """The whole pipeline in a clean folder, without the first build's cache, gives equal digests."""
+    manifest = (workshop.root / "build/release/manifest.json").read_text()
+    said = workshop.run("edge-release", "rebuild", "--into", str(tmp_path / "clean"))
+    assert f"rebuild: all {manifest.count('sha256')} digests are equal" in said
+    assert any((tmp_path / "clean/.dvc/cache/files").rglob("*.dir"))
+
+
+LOOKS = {"previous", "emulators"}
+CHECKS = {"reference@*", "check@*", "check-large", "check-emulated@*", "certify@*"}
+emulated = pytest.mark.skipif(
+    any(qemu.find(t) is None for t in (Target.ARM64, Target.RISCV64)), reason=f"needs emulators: {qemu.HINT}"
+)
 CHANGES = [
     pytest.param("params.yaml", "exact_match_drop_max: 0.02", "exact_match_drop_max: 0.03", {"gate"}, id="threshold"),
     pytest.param("params.yaml", "watts: 65", "watts: 70", {"gate"}, id="cost"),
     pytest.param("params.yaml", "valid_days: 365", "valid_days: 30", {"manifest"}, id="validity"),
-    pytest.param("params.yaml", "context: 256", "context: 128", {"check@*", "check-large@*"}, id="check"),
+    pytest.param("params.yaml", "context: 256", "context: 128", CHECKS, id="check"),
     pytest.param("models/tiny-edge.yaml", "steps: 2", "steps: 3", {"distill@tiny-edge"}, id="distillation"),
     pytest.param("models/mid-tier.yaml", "context: 64", "context: 32", {"calibrate@mid-tier"}, id="calibration"),
     pytest.param("models/tiny-edge.yaml", "base: Q4_0", "base: Q4_1", {"quantize@tiny-edge-arm64"}, id="recipe"),
     pytest.param("models/tiny-edge.yaml", "outtype: f32", "outtype: f16", {"convert@tiny-edge"}, id="conversion"),
     pytest.param("models/large.yaml", "degree: 2", "degree: 1", {"shard@*"}, id="shards"),
-    pytest.param(
-        "golden.jsonl", "total of", "sum of", {"distill@*", "check@*", "check-large@*", "manifest"}, id="golden"
-    ),
+    pytest.param("golden.jsonl", "total of", "sum of", {"distill@*", *CHECKS, "manifest"}, id="golden"),
 ]
+
+
+def test_evidence_can_be_required(workshop: Workshop, tmp_path: Path) -> None:
+    """What was proven here passes, by release and by variant; what no board has proven is refused with its own code."""
+    workshop.run("edge-release", "verify", "--require-evidence", "host")
+    workshop.run("edge-release", "pull", "mid-tier-arm64", "--into", str(tmp_path), "--require-evidence", "host")
+    workshop.run("edge-release", "verify", str(tmp_path / "current"), "--require-evidence", "host")
+    for runner in ("pi5", "nvlink"):
+        said = workshop.run("edge-release", "verify", "--require-evidence", runner, status=35)
+        assert f"is not proven on {runner}: there is no signed evidence" in said
+    workshop.run(
+        "edge-release", "pull", "mid-tier-arm64", "--into", str(tmp_path), "--require-evidence", "pi5", status=35
+    )
+
+
+def test_the_released_program_serves_the_released_model(workshop: Workshop, tmp_path: Path) -> None:
+    """A pulled runtime runs a pulled variant as it is: the golden runner answers with the tokens of the evidence."""
+    here = host_target()
+    assert here is not None
+    for name in (f"runtime-{here}", "tiny-edge-arm64"):
+        workshop.run("edge-release", "pull", name, "--into", str(tmp_path / name))
+    program, model = (
+        tmp_path / f"runtime-{here}/current/golden-runner",
+        tmp_path / "tiny-edge-arm64/current/model.gguf",
+    )
+    requests = workshop.root / "build/reference/tiny-edge/requests.json"
+    out = tmp_path / "out"
+    subprocess.run([program, "--model", model, "--requests", requests, "--out", out, "--context", "256"], check=True)
+    manifest = json.loads(workshop.run("edge-release", "show", "--json"))
+    entry = next(v for v in manifest["predicate"]["variants"] if v["name"] == "tiny-edge-arm64")
+    host_evidence = next(e for e in entry["evidence"] if e["runner"] == "host")
+    found = [a["tokens"] for a in json.loads((out / "run.json").read_text())["answers"]]
+    assert found == [a["tokens"] for a in host_evidence["answers"]]
+
+
+@emulated
+def test_counted_instructions_do_not_vary(workshop: Workshop) -> None:
+    """Five checks under an emulator count the same instructions to the last one."""
+    path = workshop.root / "build/evidence/emulated/tiny-edge-arm64.json"
+    kept, counts = path.read_bytes(), []
+    for _ in range(5):
+        said = workshop.run("edge-release", "check", "tiny-edge-arm64", "--runner", "emulated")
+        assert "M instructions a token" in said
+        counts.append(json.loads(path.read_text())["instructions"])
+    assert counts == [counts[0]] * 5
+    assert json.loads(kept)["instructions"] == counts[0]
+
+
+@emulated
+def test_certificates_are_shown_and_hold(workshop: Workshop) -> None:
+    """Each distinct GGUF file decodes alike on all three targets, and show says so."""
+    said = workshop.run("edge-release", "show")
+    lines = re.findall(r"^  model [0-9a-f]{12} against x86_64, .*: holds$", said, re.MULTILINE)
+    assert len(lines) == 4
+    assert all("arm64 " in line and "riscv64 " in line for line in lines)
+
+
+def test_without_emulators_the_release_goes_to_dev_alone(untouched: Workshop, tmp_path: Path) -> None:
+    """dvc repro completes, says what is missing and how to get it, and no channel opens that asks for it."""
+    (tmp_path / "bin").mkdir()
+    for name in ("git", "env", "sh", "cc", "c++", "uname"):
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
+    params = yaml.safe_load((untouched.root / "params.yaml").read_text())
+    params["channels"]["canary"] = {**params["channels"]["dev"], "arm64": ["emulated", "pi5"]}
+    (untouched.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    bare = replace(untouched, env={**untouched.env, "PATH": f"{BIN}{os.pathsep}{tmp_path / 'bin'}"})
+    said = bare.run("dvc", "repro")
+    assert "tiny-edge-arm64 on emulated: missing: qemu-aarch64 is not installed: apt-get install qemu-user" in said
+    assert re.search(r"^gate: passed, for channels dev$", said, re.MULTILINE)
+    manifest = json.loads((untouched.root / "build/release/manifest.json").read_text())
+    entry = next(v for v in manifest["predicate"]["variants"] if v["name"] == "tiny-edge-arm64")
+    assert [m["runner"] for m in entry["missing"]] == ["emulated"]
+    assert "canary" not in manifest["predicate"]["gate"]["channels"]
+    assert set(entry["certificate"]["missing"]) == {"arm64", "riscv64"}
+
+
+BLOCK = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {heavy!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Block())
+from pipeline.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+HEAVY = {"numpy", "torch", "transformers", "llama_cpp", "gguf", "dvc", "huggingface_hub", "safetensors", "ziglang",
+         "jinja2", "pytest", "pytest_benchmark", "matplotlib", "pynvml"}  # fmt: skip
+
+
+def test_a_board_needs_the_base_install_alone(workshop: Workshop, tmp_path: Path) -> None:
+    """With the variant, the runtime and the reference laid out, check and attest import nothing of the build's packages."""
+    here = host_target()
+    for name in ("params.yaml", "models", "golden.jsonl"):
+        source = workshop.root / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    for name in ("variants/tiny-edge-x86_64", f"runtimes/{here}", "reference/tiny-edge"):
+        shutil.copytree(workshop.root / "build" / name, tmp_path / "build" / name)
+    (tmp_path / f"build/runtimes/{here}/golden-runner").chmod(0o644)  # as artifacts of a workflow arrive
+    for argv in (["check", "tiny-edge-x86_64"], ["attest", "tiny-edge-x86_64"]):
+        code = BLOCK.format(heavy=HEAVY)
+        subprocess.run([sys.executable, "-c", code, *argv], cwd=tmp_path, env=workshop.env, check=True)
+    evidence = json.loads((tmp_path / "build/evidence/host/tiny-edge-x86_64.json").read_text())
+    built = json.loads((workshop.root / "build/evidence/host/tiny-edge-x86_64.json").read_text())
+    assert evidence == built
+    assert (tmp_path / "build/attestations/host/tiny-edge-x86_64.json").exists()
 
 
 @pytest.mark.parametrize(("file", "before", "after", "stages"), CHANGES)
@@ -184,7 +308,7 @@ def test_a_change_touches_only_the_stages_that_depend_on_it(
 ) -> None:
     """DVC sees exactly these stages as changed themselves; what follows them follows from their outputs."""
     untouched.edit(file, before, after)
-    changed = set(json.loads(untouched.run("dvc", "status", "--json"))) - {"previous"}
+    changed = set(json.loads(untouched.run("dvc", "status", "--json"))) - LOOKS
     assert {re.sub(r"@.*", "@*", name) if f"{name.split('@')[0]}@*" in stages else name for name in changed} == stages
 
 
@@ -216,7 +340,9 @@ def test_the_next_release_is_compared_with_the_last_and_channels_move(untouched:
     untouched.run("edge-release", "promote", "1", "canary")
     untouched.run("edge-release", "promote", "2", "canary")
     untouched.run("edge-release", "verify", "--channel", "canary")
+    untouched.run("edge-release", "verify", "--channel", "dev")
     assert "rollback: release 1 is older" in untouched.run("edge-release", "verify", "--release", "1", status=24)
     assert "points back to release 1" in untouched.run("edge-release", "rollback", "canary")
-    untouched.run("edge-release", "verify", "--channel", "canary")
+    for channel, version in (("canary", 1), ("dev", 2), ("canary", 1)):
+        assert f"release own {version} " in untouched.run("edge-release", "verify", "--channel", channel)
     assert json.loads(untouched.run("edge-release", "releases", "--json"))["channels"] == {"canary": 1, "dev": 2}

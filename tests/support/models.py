@@ -49,14 +49,21 @@ def qwen3(**changes: object) -> Qwen3Config:
     return Qwen3Config(**{**SHAPE, "head_dim": 32, "tie_word_embeddings": False, **changes})
 
 
-def save(folder: Path, config: PreTrainedConfig, *, seed: int = 0, template: bool = True) -> Path:
+def save(
+    folder: Path,
+    config: PreTrainedConfig,
+    *,
+    seed: int = 0,
+    template: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
     """Write a model whose tokens differ clearly in their logits, and a tokenizer."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1 if parameter.ndim > 1 else 0.05)
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     _tokenizer(template).save_pretrained(folder)
     return folder
 
