@@ -12,16 +12,18 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup release test check fix rebuild bench lock train-demo schema clean
+.PHONY: help setup runtimes release test check fix rebuild bench lock train-demo schema clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  \t/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(VENV)/.ready ## create .venv with everything pinned, and compile llama.cpp once (cached)
 
-release: $(VENV)/.ready ## the main job: build, check, sign and publish all nine variants
+runtimes: $(VENV)/.ready ## cross-compile the programs of all three targets (some minutes once, then cached)
 	$(SAY) 'building the programs of all three targets (some minutes once, then cached)'
 	@edge-release toolchain build
+
+release: runtimes ## the main job: build, check, sign and publish all nine variants
 	$(SAY) 'building and checking the variants (dvc repro)'
 	@dvc repro
 	$(SAY) 'signing'
@@ -29,7 +31,7 @@ release: $(VENV)/.ready ## the main job: build, check, sign and publish all nine
 	$(SAY) 'publishing'
 	@edge-release publish
 
-test: $(VENV)/.ready ## run the tests (those that need a service say how to enable them)
+test: runtimes ## run the tests (those that need a service say how to enable them)
 	$(SAY) 'testing'
 	@python -m pytest -n auto --dist loadfile
 

@@ -34,10 +34,11 @@ RUNNER = "golden-runner"
 SERVER = "llama-server"
 PROGRAMS = (RUNNER, "llama-bench", "llama-imatrix", SERVER)
 ZIG = "ziglang"
+# Given at every call, CMake's looks at the compiler included: Zig makes a C library for each set of these it meets.
+FLAGS = ("-O3", "-static", "-s")
 OPTIONS = {
     "BUILD_SHARED_LIBS": "OFF",
     "CMAKE_BUILD_TYPE": "Release",
-    "CMAKE_EXE_LINKER_FLAGS": "-static -s",
     "CMAKE_SYSTEM_NAME": "Linux",
     "CMAKE_TRY_COMPILE_TARGET_TYPE": "STATIC_LIBRARY",  # a link would make Zig build the C++ library for each check
     "GGML_CCACHE": "OFF",
@@ -116,6 +117,7 @@ def inputs(target: Target) -> dict[str, object]:
         "compiler": compiler(),
         "triple": cpu.triple,
         "mcpu": cpu.mcpu,
+        "flags": FLAGS,
         "programs": PROGRAMS,
     }
 
@@ -214,12 +216,12 @@ def _wrappers(out: Path, cpu: Cpu) -> dict[str, str]:
     Zig reads `-march=` as a processor's name and knows no `-mabi=`: what CMake says of those is dropped.
     """
     out.mkdir(exist_ok=True)
-    compiler = shlex.quote(str(zig()))
+    compiler, flags = shlex.quote(str(zig())), " ".join(FLAGS)
     select = 'for a do shift; case $a in -march=*|-mabi=*) ;; *) set -- "$@" "$a";; esac; done'
     found = {}
     for setting, command in (
-        ("CMAKE_C_COMPILER", f'{select}\nexec {compiler} cc -target {cpu.triple} -mcpu={cpu.mcpu} "$@"'),
-        ("CMAKE_CXX_COMPILER", f'{select}\nexec {compiler} c++ -target {cpu.triple} -mcpu={cpu.mcpu} "$@"'),
+        ("CMAKE_C_COMPILER", f'{select}\nexec {compiler} cc -target {cpu.triple} -mcpu={cpu.mcpu} {flags} "$@"'),
+        ("CMAKE_CXX_COMPILER", f'{select}\nexec {compiler} c++ -target {cpu.triple} -mcpu={cpu.mcpu} {flags} "$@"'),
         ("CMAKE_AR", f'exec {compiler} ar "$@"'),
         ("CMAKE_RANLIB", f'exec {compiler} ranlib "$@"'),
     ):

@@ -17,7 +17,7 @@ from pipeline.toolchain import counting, runtime
 def test_the_cache_key_records_what_affects_the_bytes() -> None:
     """Source, native code, options, compiler, processor and programs are in it, and each target has its own place."""
     found = runtime.inputs(Target.RISCV64)
-    assert set(found) == {"source", "native", "options", "compiler", "triple", "mcpu", "programs"}
+    assert set(found) == {"source", "native", "options", "compiler", "triple", "mcpu", "flags", "programs"}
     assert set(found["native"]) == {"CMakeLists.txt", "golden_runner.cpp"}  # type: ignore[call-overload]
     assert len({runtime.place(target, Path("/cache")) for target in Target}) == len(Target)
     assert runtime.place(Target.ARM64, Path("/cache")) == runtime.place(Target.ARM64, Path("/cache"))
