@@ -6,6 +6,8 @@ figures stand apart in `Measurement`, so that repeating a release repeats its di
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import floor
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -167,6 +169,15 @@ class Percentiles(Record):
 
     p50: Amount
     p95: Amount
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return a quantile, interpolated linearly between the two nearest values (R-7, as NumPy's default)."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
 class Measurement(Record):

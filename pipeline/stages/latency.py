@@ -16,9 +16,8 @@ from pathlib import Path
 
 from pipeline.errors import StageError
 from pipeline.manifest.encoding import canonical
-from pipeline.manifest.evidence import Percentiles
+from pipeline.manifest.evidence import Percentiles, quantile
 from pipeline.ports import files, process
-from pipeline.stages.quality import quantile
 
 _REPLAY = Path(__file__).with_name("latency_replay.py")
 

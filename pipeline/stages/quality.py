@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from math import exp, floor
+from math import exp
 from statistics import fmean
 
 from pipeline.catalog.golden import GoldenPrompt
 from pipeline.errors import StageError
-from pipeline.manifest.evidence import Family, Quality
+from pipeline.manifest.evidence import Family, Quality, quantile
 from pipeline.stages.golden import GoldenAnswer, GoldenRun, Request
 
 
@@ -45,15 +45,6 @@ def quality(prompts: Sequence[GoldenPrompt], requests: Sequence[Request], run: G
         perplexity_ratio=rounded(exp(nll - reference_nll)),
         families=families,
     )
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """Return a quantile, interpolated linearly between the two nearest values (R-7, as NumPy's default)."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
 def rounded(value: float) -> float:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pipeline.catalog.golden import GoldenPrompt
 from pipeline.errors import StageError
+from pipeline.manifest.evidence import quantile
 from pipeline.stages.golden import GoldenAnswer, GoldenRun, Request, Requests
-from pipeline.stages.quality import quality, quantile, rounded
+from pipeline.stages.quality import quality, rounded
 from pipeline.stages.shards_run import compare, compared, log_softmax
 
 VOCABULARY = 7
