@@ -81,7 +81,8 @@ def _require_evidence(access: Access, accepted: Accepted, variant: str | None = 
         proof.require(accepted.manifest, runner, access.evidence_opener(runner), variant)
 
 
-def _fetch(access: Access) -> Accepted:
+def fetch(access: Access) -> Accepted:
+    """Return the release that the flags name, verified; raises RegistryError and TrustError."""
     args = access.args
     channel = None if args.release else args.channel or Channel.DEV
     return consume.fetch(
@@ -106,7 +107,7 @@ def _verify(args: argparse.Namespace) -> None:
         if args.folder:
             _verify_folder(access, progress)
             return
-        accepted = _fetch(access)
+        accepted = fetch(access)
         _require_evidence(access, accepted)
         verify.verify_release(access.store, accepted, progress)
     _remember(access, accepted)
@@ -160,7 +161,7 @@ def _report(args: argparse.Namespace, accepted: Accepted, where: str) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
-    accepted = _fetch(Access(args))
+    accepted = fetch(Access(args))
     if args.json:
         output.emit(accepted.manifest.model_dump(mode="json", by_alias=True))
         return
@@ -190,7 +191,7 @@ def _pull(args: argparse.Namespace) -> None:
     if args.variant not in names:
         raise CatalogError(f"no variant or runtime {args.variant!r}", hint=f"choose one of {', '.join(names)}")
     access = Access(args)
-    accepted = _fetch(access)
+    accepted = fetch(access)
     _require_evidence(access, accepted, args.variant)
     with output.byte_bars() as progress:
         folder = pull(access.store, accepted, variant=args.variant, into=args.into, progress=progress)

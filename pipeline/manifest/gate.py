@@ -162,14 +162,20 @@ def _reason(found: Row, figure: str, value: float, side: str, limit: float) -> s
     return f"{found.variant} on {found.runner}: {figure} is {value:.6g}, {side} {limit:.6g}"
 
 
-def _channels(checks: Iterable[Check], policy: dict[Channel, ChannelPolicy]) -> list[Channel]:
-    proven: dict[str, set[RunnerClass]] = {}
+def proven(checks: Iterable[Check]) -> dict[str, set[RunnerClass]]:
+    """Return on which runner classes each variant was proven: on the class's own hardware, at full speed."""
+    found: dict[str, set[RunnerClass]] = {}
     for check in checks:
         throttled = check.measurement is not None and check.measurement.throttled
         if check.evidence.stand_in is None and not throttled:
-            proven.setdefault(check.evidence.variant, set()).add(check.evidence.runner)
+            found.setdefault(check.evidence.variant, set()).add(check.evidence.runner)
+    return found
+
+
+def _channels(checks: Iterable[Check], policy: dict[Channel, ChannelPolicy]) -> list[Channel]:
+    found = proven(checks)
     return [
         channel
         for channel in Channel
-        if channel in policy and all(policy[channel].accepted(v) & proven.get(v.name, set()) for v in VARIANTS)
+        if channel in policy and all(policy[channel].accepted(v) & found.get(v.name, set()) for v in VARIANTS)
     ]

@@ -22,13 +22,17 @@ def decide(project: Project) -> Verdict:
     Raises:
         GateError: the verdict is no; `reasons` has one line for each reason.
     """
-    previous = Previous.model_validate_json(project.previous.read_bytes())
-    verdict = gate(proof(project), project.params, previous.verdict, previous.version)
+    verdict = judge(project, proof(project), Previous.model_validate_json(project.previous.read_bytes()))
     if verdict.passed:
         files.write(project.gate, verdict.encode() + b"\n")
     else:
         project.gate.unlink(missing_ok=True)
     return verdict
+
+
+def judge(project: Project, found: Proof, previous: Previous) -> Verdict:
+    """Return the verdict over what was found, and write nothing."""
+    return gate(found, project.params, previous.verdict, previous.version)
 
 
 def refuse(verdict: Verdict) -> None:
@@ -48,12 +52,14 @@ def proof(project: Project) -> Proof:
     """
     found = findings.read(project)
     checks = [Check(f.evidence, f.measurement, _format(project, f.evidence)) for f in found.checks]
+    compared = [tier for tier in GGUF_TIERS if project.certificates(tier).exists()]
+    objections = [f"{tier}: its files were not compared on the targets" for tier in GGUF_TIERS if tier not in compared]
     certificates = [
         certificate
-        for tier in GGUF_TIERS
+        for tier in compared
         for certificate in Certificates.model_validate_json(project.certificates(tier).read_bytes()).certificates
     ]
-    return Proof(checks, certificates, attest.objections(project, found.checks))
+    return Proof(checks, certificates, [*objections, *attest.objections(project, found.checks)])
 
 
 def _format(project: Project, evidence: Evidence) -> str | None:

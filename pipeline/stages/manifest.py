@@ -128,7 +128,7 @@ def _entry(project: Project, variant: Variant, found: Findings, released: dict[s
         target=variant.target,
         format="gguf" if variant.tier in GGUF_TIERS else "safetensors",
         files=_listed(variant.name, released),
-        recipe=_recipe(project, variant),
+        recipe=recipe(project, variant),
         model=describe.model_config(project.variant(variant)),
         evidence=[c.evidence for c in checks],
         measurements=[c.measurement for c in checks if c.measurement],
@@ -145,11 +145,12 @@ def _certificate(project: Project, variant: Variant) -> Certificate | None:
     return next((c for c in made if c.model_sha256 == digest), None)
 
 
-def _recipe(project: Project, variant: Variant) -> dict[str, Any]:
+def recipe(project: Project, variant: Variant) -> dict[str, Any]:
+    """Return how a variant is made: its quantization recipe, or how it is sharded."""
     tier = project.tier(variant.tier)
-    recipe = tier.recipes[variant.target] if tier.recipes else tier.shard
-    assert recipe is not None
-    return recipe.model_dump(mode="json")
+    found = tier.recipes[variant.target] if tier.recipes else tier.shard
+    assert found is not None
+    return found.model_dump(mode="json")
 
 
 def _provenance(project: Project, manifest: Manifest) -> bytes:

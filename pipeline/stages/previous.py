@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pipeline.manifest.dsse import Opener
 from pipeline.manifest.encoding import Record
 from pipeline.manifest.rules import Seen
-from pipeline.manifest.statement import Verdict
+from pipeline.manifest.statement import Manifest, Verdict
 from pipeline.ports import files
 from pipeline.registry import consume
 from pipeline.registry.store import Store
@@ -33,8 +33,13 @@ def look(store: Store, opener: Opener, line: str, version: int) -> Previous:
     earlier = [v for v in consume.releases(store, line) if v < version]
     if not earlier:
         return Previous()
-    accepted = consume.fetch(store, opener=opener, line=line, seen=Seen(), now=_NO_EXPIRY, version=max(earlier))
-    return Previous(version=accepted.manifest.release.version, verdict=accepted.manifest.predicate.gate)
+    found = fetch(store, opener, line, max(earlier))
+    return Previous(version=found.release.version, verdict=found.predicate.gate)
+
+
+def fetch(store: Store, opener: Opener, line: str, version: int) -> Manifest:
+    """Return the verified manifest of a release, expired or not; raises RegistryError and TrustError."""
+    return consume.fetch(store, opener=opener, line=line, seen=Seen(), now=_NO_EXPIRY, version=version).manifest
 
 
 def write(project: Project, previous: Previous) -> None:
