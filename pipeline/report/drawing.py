@@ -1,0 +1,151 @@
+"""Charts as inline SVG, by matplotlib without a display.
+
+Rules: nothing of the user's settings, no clock, no randomness: the same chart gives the same bytes. Colours are the
+page's own variables, so that a dark scheme and print change them; text stays text, in the page's font, and is never
+read as a formula. Ids are unique on the page and stand only where something refers to them; no style leaves the chart.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import quoteattr
+
+from pipeline.report import text
+from pipeline.report.layout import Bar, Box, Chart, Dot, Line, Mark, Span, Tick
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Drawn in these colours, shown in the page's variables of these names (page.css).
+_NAMES = ("ink", "muted", "grid", "paper", "plain", "host", "emulated", "pi5", "nvlink", "riscv")
+_COLOURS = {name: f"#0101{n:02x}" for n, name in enumerate(_NAMES, start=1)}
+_SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": ["DejaVu Sans"],  # matplotlib's own: widths are known on every machine
+    "font.size": 9.5,
+    "text.parse_math": False,
+    "axes.edgecolor": _COLOURS["muted"],
+    "axes.linewidth": 0.6,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "text.color": _COLOURS["ink"],
+    "axes.labelcolor": _COLOURS["ink"],
+    "xtick.color": _COLOURS["muted"],
+    "xtick.labelcolor": _COLOURS["ink"],
+    "ytick.labelcolor": _COLOURS["ink"],
+}
+_WIDTH, _LINE, _AROUND = 4.9, 0.215, 0.62  # inches: of a chart, of each of its lines, of title and axis
+_DECADES = 9  # of a logarithmic axis, at most
+
+
+def svg(chart: Chart) -> str:
+    """Return a chart as an `<svg>` element."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        settings: Any = {**_SETTINGS, "svg.hashsalt": chart.key}
+        matplotlib.rcParams.update(settings)
+        figure = Figure(figsize=(_WIDTH, _AROUND + _LINE * len(chart.lines)), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        _draw(axes, chart)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return _inline(out.getvalue(), chart)
+
+
+def _draw(axes: Axes, chart: Chart) -> None:
+    if chart.log:
+        axes.set_xscale("log")
+        low, high = _decades(chart.lines)
+        axes.set_xlim(low, high)
+    else:
+        low = 0.0
+        axes.set_xlim(0, 1.06 * max(_values(chart.lines), default=0.0) or 1.0)
+    for place, line in enumerate(chart.lines):
+        for mark in line.marks:
+            _mark(axes, mark, place, _COLOURS[line.runner or "plain"], low)
+    _frame(axes, chart)
+
+
+def _frame(axes: Axes, chart: Chart) -> None:
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    axes.set_ylim(len(chart.lines) - 0.4, -0.6)
+    axes.set_yticks(range(len(chart.lines)), [_label(line) for line in chart.lines])
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(chart.axis)
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: text.number(value, 1) if chart.log else f"{value:,g}")
+    )
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="x", color=_COLOURS["grid"], linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _label(line: Line) -> str:
+    return f"{line.label} · {line.runner}" if line.runner else line.label
+
+
+def _mark(axes: Axes, mark: Mark, y: int, colour: str, low: float) -> None:
+    def at(value: float) -> float:
+        return max(value, low)
+
+    match mark:
+        case Bar(value, bound):
+            face = "none" if bound else colour
+            style = "--" if bound else "-"
+            axes.barh(y, value, height=0.62, facecolor=face, edgecolor=colour, linewidth=1, linestyle=style)
+        case Dot(value, hollow):
+            face = _COLOURS["paper"] if hollow else colour
+            axes.plot(at(value), y, "o", markersize=5, markerfacecolor=face, markeredgecolor=colour, zorder=4)
+        case Tick(value):
+            axes.plot(at(value), y, "|", markersize=11, markeredgewidth=2, color=_COLOURS["ink"], zorder=5)
+        case Span(start, end):
+            axes.plot([at(start), at(end)], [y, y], color=colour, linewidth=1.5, zorder=3)
+        case Box(p5, p25, p50, p75, p95):
+            axes.plot([at(p5), at(p95)], [y, y], color=colour, linewidth=1, zorder=3)
+            axes.plot([at(p5), at(p95)], [y, y], "|", color=colour, markersize=6, zorder=3)
+            axes.barh(y, at(p75) - at(p25), left=at(p25), height=0.62, facecolor=colour, edgecolor=colour, zorder=3)
+            axes.plot([at(p50)] * 2, [y - 0.31, y + 0.31], color=_COLOURS["paper"], linewidth=1.6, zorder=4)
+
+
+def _values(lines: Sequence[Line]) -> list[float]:
+    found = (value for line in lines for mark in line.marks for value in vars(mark).values())
+    return [value for value in found if not isinstance(value, bool)]
+
+
+def _decades(lines: Sequence[Line]) -> tuple[float, float]:
+    """Return whole decades around all values; zero, and what lies far below the greatest, is drawn at the lower end."""
+    values = [value for value in _values(lines) if value > 0] or [1.0]
+    high = math.ceil(math.log10(max(values)) + 0.02)
+    low = math.floor(math.log10(min(values)) - 0.02)
+    return 10.0 ** max(low, high - _DECADES), 10.0**high
+
+
+def _inline(document: str, chart: Chart) -> str:
+    body = document[document.index("<svg") :]
+    body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
+    referred = set(re.findall(r'(?:url\(#|href="#)([\w.-]+)', body))
+    body = re.sub(r' id="([\w.-]+)"', lambda m: f' id="{chart.key}-{m[1]}"' if m[1] in referred else "", body)
+    body = re.sub(r'(url\(#|href="#)([\w.-]+)', rf"\g<1>{chart.key}-\g<2>", body)
+    for name, colour in _COLOURS.items():
+        body = body.replace(colour, f"var(--{name})")
+    body = re.sub(r"font-family: [^;\"]*;? ?|(?<=font: )([\d.]+px) '[^;\"]*", r"\1", body)
+    head = re.search(r'viewBox="([^"]+)"', body)
+    assert head is not None
+    width = head[1].split()[2]
+    opened = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{head[1]}" '
+        f'width="{width}" role="img" aria-label={quoteattr(chart.summary)}>'
+    )
+    inside = re.sub(r"\n\s*", "\n", body[body.index(">") + 1 :])
+    return opened + inside.strip()
