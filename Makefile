@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup runtimes release test check fix rebuild bench lock train-demo schema clean
+.PHONY: help setup runtimes release report test check fix rebuild bench lock train-demo schema clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  \t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,6 +30,9 @@ release: runtimes ## the main job: build, check, sign and publish all nine varia
 	@edge-release sign
 	$(SAY) 'publishing'
 	@edge-release publish
+
+report: $(VENV)/.ready ## write the report of what was built, or why the gate refused it: build/report/
+	@edge-release report
 
 test: runtimes ## run the tests (those that need a service say how to enable them)
 	$(SAY) 'testing'

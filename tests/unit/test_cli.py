@@ -100,7 +100,7 @@ def test_every_refusal_has_its_own_exit_code() -> None:
 
 def test_the_light_commands_import_nothing_heavy() -> None:
     """verify, show and pull work where only the base dependencies are installed."""
-    heavy = "torch", "transformers", "llama_cpp", "gguf", "dvc", "numpy", "huggingface_hub"
+    heavy = "torch", "transformers", "llama_cpp", "gguf", "dvc", "numpy", "huggingface_hub", "matplotlib", "jinja2"
     code = f"import sys, pipeline.cli as c; c.parser(); sys.exit(', '.join(sorted(set({heavy!r}) & set(sys.modules))) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
