@@ -47,7 +47,8 @@ def _replayed(durations_ns: Mapping[str, Sequence[int]]) -> bytes:
                 "-p", "no:cacheprovider", "--benchmark-only", "--benchmark-disable-gc", "--benchmark-save-data",
                 f"--benchmark-json={folder / 'benchmark.json'}", _REPLAY,
             ],
-            env={"EDGE_RELEASE_DURATIONS": str(folder / "durations.json")},
+            # Not a worker itself, if it is one that called: pytest-benchmark measures nothing in workers.
+            env={"EDGE_RELEASE_DURATIONS": str(folder / "durations.json"), "PYTEST_XDIST_WORKER": ""},
             hint="pip install 'edge-release[build]'",
         )  # fmt: skip
         return (folder / "benchmark.json").read_bytes()
