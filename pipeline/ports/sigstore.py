@@ -69,6 +69,16 @@ def opener(trust: SigstoreTrust, base: Path) -> Opener:
     return lambda bundle: _open(bundle, verifier, trust)
 
 
+def trusted_root_of(client_config: Path) -> bytes:
+    """Return the trusted root within a client trust config: what verifiers of that instance's signatures pin.
+
+    Raises:
+        ToolError: the file is no such config.
+    """
+    _client_config(client_config)
+    return json.dumps(json.loads(client_config.read_bytes())["trustedRoot"]).encode()
+
+
 def _client_config(path: Path | None) -> ClientTrustConfig:
     from sigstore.models import ClientTrustConfig
 

@@ -6,9 +6,11 @@ Rules: pinned keys are brought into one spelling before use; an existing file is
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
@@ -26,6 +28,12 @@ public_keys:
   - |
 {key}
 """
+
+
+_KEYLESS_TEXT = """\
+# Who may sign releases of this line: runs of one workflow of one repository, for a tag.
+# The number is the repository's: it survives a rename, and whoever takes the old name has another.
+{document}"""
 
 
 def load_trust(path: Path) -> Trust:
@@ -62,13 +70,42 @@ def pin_own_key(path: Path, line: str, public_pem: bytes) -> None:
     """
     key = "".join(f"    {row}\n" for row in public_pem.decode("ascii").splitlines())
     text = _TEXT.format(line=json.dumps(line), key=key.rstrip("\n"))
+    if not _create(path, text):
+        raise StageError(f"{path} exists and was left as it is", hint="add the key under 'public_keys' by hand")
+
+
+def keyless_text(line: str, repository: str, repository_id: str, workflow: str, trusted_root: str) -> str:
+    """Return a `trust.yaml` for releases that a workflow of a GitHub repository signs in runs for a tag.
+
+    Raises:
+        CatalogError: a value is not one that such a file may hold.
+    """
+    identity = (
+        rf"https://github\.com/{re.escape(repository)}/\.github/workflows/{re.escape(workflow)}@refs/tags/(?P<tag>.+)"
+    )
+    signers = {"trusted_root": trusted_root, "identity": identity, "repository_id": repository_id}
+    document = {"line": line, "sigstore": signers}
+    text = _KEYLESS_TEXT.format(document=yaml.safe_dump(document, sort_keys=False, width=1000))
+    parse_yaml(text, Trust, "trust.yaml")
+    return text
+
+
+def pin_workflow(path: Path, text: str) -> None:
+    """Write a `trust.yaml` unless there is the very same already.
+
+    Raises:
+        StageError: there is another, or it cannot be written.
+    """
+    if not _create(path, text) and path.read_text(encoding="utf-8") != text:
+        raise StageError(f"{path} exists, pins others and was left as it is", hint="compare, and remove it by hand")
+
+
+def _create(path: Path, text: str) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = files.create(path, text.encode())
+        return files.create(path, text.encode())
     except OSError as e:
         raise StageError(f"cannot write {path}: {e.strerror}", hint="free space or choose another folder") from e
-    if not made:
-        raise StageError(f"{path} exists and was left as it is", hint="add the key under 'public_keys' by hand")
 
 
 def _canonical(pem: str) -> bytes:
