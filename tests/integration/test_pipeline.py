@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-import torch
 import yaml
 
 from pipeline.catalog.names import VARIANTS, Target, host_target
@@ -22,7 +21,7 @@ from pipeline.errors import PipelineError
 from pipeline.ports import files, qemu
 from pipeline.stages.schema import schemas
 from pipeline.toolchain import host, runtime
-from tests.support import models, projects
+from tests.support import projects
 
 REPOSITORY = projects.REPOSITORY
 BIN = Path(sys.executable).parent
@@ -68,14 +67,12 @@ class Workshop:
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A project with a random Qwen3 as its teacher, built once.
 
-    The teacher is stored in bf16, as most are: the large tier's checks then need no run in f32 besides. Most of a build
-    is processes that import torch, which the ranks' launcher, each rank and each stage that trains or splits must.
+    Most of a build is processes that import torch, which the ranks' launcher, each rank and each stage that trains or
+    splits must.
     """
     home = tmp_path_factory.mktemp("workshop")
     root = home / "project"
-    shape = models.qwen3(hidden_size=256, intermediate_size=256, num_hidden_layers=3)
-    teacher = models.save(root / "models/own", shape, dtype=torch.bfloat16)
-    _write_project(root, teacher)
+    projects.release_project(root)
     env = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("EDGE_RELEASE_REGISTRY", "GITHUB_"))},
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -89,38 +86,6 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     made.run("git", "-c", "user.name=t", "-c", "user.email=t@t.example", "commit", "--quiet", "--message", "a project")
     made.run("dvc", "repro")
     return made
-
-
-def _write_project(root: Path, teacher: Path) -> None:
-    pinned = {"embedded": {"path": "models/own", "digest": files.tree_digest(teacher)}}
-    students = {"layers": [0, 2], "ffn": 256, "steps": 2, "batch": 4, "learning_rate": 0.001}
-    tier = projects.gguf_tier(distill=students)
-    tier["convert"]["pre_tokenizer"] = "gpt-2"
-    tier["recipes"] = {
-        "arm64": {"base": "Q4_0", "imatrix": False},
-        "riscv64": {"base": "Q4_K_M"},
-        "x86_64": {"base": "Q4_K_M"},
-    }
-    projects.project(
-        root, pinned, {"tiny-edge": tier, "mid-tier": tier, "large": {"shard": {"degree": 2, "matrices": "bf16"}}}
-    )
-    params = yaml.safe_load((root / "params.yaml").read_text())
-    for limits in params["thresholds"]["tiers"].values():
-        limits["quality"] = {
-            "exact_match_min": 0.0,
-            "mean_kl_max": 9.0,
-            "p99_kl_max": 99.0,
-            "perplexity_ratio_max": 99.0,
-        }
-        limits["latency"] = {"ttft_p95_ms_max": 99999.0, "per_token_p95_ms_max": 99999.0}
-        limits["cost_per_1k_usd_max"] = 999.0
-    params["channels"]["canary"] = params["channels"]["dev"]  # whether or not there are emulators here
-    params["release"].update(line="own", version=1)
-    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    for name in ("dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
-        (root / name).parent.mkdir(exist_ok=True)
-        shutil.copy(REPOSITORY / name, root / name)
-    shutil.copytree(REPOSITORY / "pipeline", root / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
 
 
 @pytest.fixture

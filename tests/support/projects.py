@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from pipeline.ports import files
 from pipeline.stages.project import Project
+from tests.support import models
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO = REPOSITORY / "models" / "demo"
@@ -29,6 +33,42 @@ def project(root: Path, teacher: dict[str, Any], tiers: dict[str, Any] | None = 
     _lines(root / "calibration.jsonl", [_example(n) for n in range(100, 108)])
     _lines(root / "golden.jsonl", [_golden(n) for n in range(4)])
     return Project.load(root)
+
+
+def release_project(root: Path) -> None:
+    """Write a whole project that makes releases: a random Qwen3 as its teacher, thresholds that any model meets.
+
+    The teacher is stored in bf16, as most are: the large tier's checks then need no run in f32 besides.
+    """
+    shape = models.qwen3(hidden_size=256, intermediate_size=256, num_hidden_layers=3)
+    teacher = models.save(root / "models/own", shape, dtype=torch.bfloat16)
+    pinned = {"embedded": {"path": "models/own", "digest": files.tree_digest(teacher)}}
+    students = {"layers": [0, 2], "ffn": 256, "steps": 2, "batch": 4, "learning_rate": 0.001}
+    tier = gguf_tier(distill=students)
+    tier["convert"]["pre_tokenizer"] = "gpt-2"
+    tier["recipes"] = {
+        "arm64": {"base": "Q4_0", "imatrix": False},
+        "riscv64": {"base": "Q4_K_M"},
+        "x86_64": {"base": "Q4_K_M"},
+    }
+    project(root, pinned, {"tiny-edge": tier, "mid-tier": tier, "large": {"shard": {"degree": 2, "matrices": "bf16"}}})
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    for limits in params["thresholds"]["tiers"].values():
+        limits["quality"] = {
+            "exact_match_min": 0.0,
+            "mean_kl_max": 9.0,
+            "p99_kl_max": 99.0,
+            "perplexity_ratio_max": 99.0,
+        }
+        limits["latency"] = {"ttft_p95_ms_max": 99999.0, "per_token_p95_ms_max": 99999.0}
+        limits["cost_per_1k_usd_max"] = 999.0
+    params["channels"]["canary"] = params["channels"]["dev"]  # whether or not there are emulators here
+    params["release"].update(line="own", version=1)
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    for name in ("dvc.yaml", ".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, root / name)
+    shutil.copytree(REPOSITORY / "pipeline", root / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def gguf_tier(**source: Any) -> dict[str, Any]:
