@@ -7,17 +7,28 @@ BIN    := $(VENV)/bin
 TORCH_OPTIONS ?=
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SAY    := @printf '\n==> %s\n'
+# In a job of GitHub Actions, the commands of .venv for the steps that follow.
+STEPS  := @test -z "$$GITHUB_PATH" || echo '$(CURDIR)/$(BIN)' >> "$$GITHUB_PATH"
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup runtimes release report test check fix rebuild bench lock train-demo schema clean
+.PHONY: help setup setup-base emulators runtimes release report test check fix rebuild bench lock train-demo schema clean
+.PHONY: ci-build ci-gate ci-summary image-files image-sign
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1  \t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1  \t/p' $(MAKEFILE_LIST) | expand -t 22
 
 setup: $(VENV)/.ready ## create .venv with everything pinned, and compile llama.cpp once (cached)
+	$(STEPS)
+
+setup-base: $(VENV)/.base ## create .venv with what verifies, signs and checks GGUF files: no torch, no compiler
+	$(STEPS)
+
+emulators: ## install QEMU's user mode where it is missing (through sudo, unless this is root)
+	@command -v qemu-aarch64 >/dev/null && command -v qemu-riscv64 >/dev/null || { sudo=; test "$$(id -u)" = 0 || sudo=sudo; \
+		$$sudo apt-get update --quiet && $$sudo apt-get install --yes --quiet --no-install-recommends qemu-user; }
 
 runtimes: $(VENV)/.ready ## cross-compile the programs of all three targets (some minutes once, then cached)
 	$(SAY) 'building the programs of all three targets (some minutes once, then cached)'
@@ -36,7 +47,7 @@ report: $(VENV)/.ready ## write the report of what was built, or why the gate re
 
 test: runtimes ## run the tests (those that need a service say how to enable them)
 	$(SAY) 'testing'
-	@python -m pytest -n auto --dist loadfile
+	@python -m pytest -n auto --dist loadfile -m "not workflow"
 
 check: $(VENV)/.ready ## lint, types, import contracts, workflow and schema checks
 	$(SAY) 'ruff'
@@ -46,7 +57,10 @@ check: $(VENV)/.ready ## lint, types, import contracts, workflow and schema chec
 	@mypy
 	$(SAY) 'import-linter'
 	@lint-imports
-	@if [ -d .github/workflows ]; then printf '\n==> zizmor\n'; zizmor --offline --quiet .github/workflows; fi
+	$(SAY) 'workflows'
+	@check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	@zizmor --offline --quiet .github
 
 fix: $(VENV)/.ready ## let ruff mend what it can
 	@ruff check --fix .
@@ -70,6 +84,39 @@ lock: ## resolve requirements/*.in into pinned, hashed requirements/*.txt
 	@for f in base all; do uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header \
 		--python-version 3.11 requirements/$$f.in --output-file requirements/$$f.txt; done
 
+# What the workflows call (docs/github-actions.md). Values come as variables of the environment.
+define RESTORE
+@dvc remote add --quiet --local --default --force run-cache "$${DVC_REMOTE:-$(CURDIR)/build/run-cache}"
+@dvc pull --quiet --run-cache --allow-missing
+endef
+
+ci-build: $(VENV)/.ready ## in CI: bring STAGES up to date, from and into the run-cache DVC_REMOTE (build/run-cache)
+	$(RESTORE)
+	@dvc repro --pull $$STAGES
+	@dvc push --run-cache
+
+ci-gate: $(VENV)/.ready emulators ## in CI: the same for PARTS, then take the stages CHECKED from build/handed, and finish
+	$(RESTORE)
+	@dvc repro --pull emulators $$PARTS
+	@cp -R build/handed/. build/
+	@dvc commit --force $$CHECKED
+	@dvc repro --pull
+	@dvc repro --force --single-item manifest
+	@dvc push --run-cache
+
+ci-summary: ## in CI: show build/report/report.md as the job's summary
+	@cat build/report/report.md >> "$$GITHUB_STEP_SUMMARY"
+
+image-files: ## fetch the released programs of CHANNEL, verified, for manifests/images/node/Dockerfile
+	@for pair in amd64:x86_64 arm64:arm64 riscv64:riscv64; do \
+		place="build/images/node/$${pair%:*}"; \
+		edge-release pull "runtime-$${pair#*:}" --into "$$place" --channel "$${CHANNEL:-dev}" || exit; \
+		cp -f "$$place/current/llama-server" "$$place/llama-server" || exit; \
+	done
+
+image-sign: ## in CI: sign the container image IMAGE@DIGEST as this workflow
+	@cosign sign --yes "$$IMAGE@$$DIGEST"
+
 clean: ## remove what was built here (not the registry, not the caches)
 	rm -rf build $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .benchmarks *.egg-info
 
@@ -85,4 +132,11 @@ $(VENV)/.ready: requirements/all.txt pyproject.toml pipeline/toolchain/source.py
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	$(SAY) 'building llama.cpp from its pinned source (some minutes once, then cached in ~/.cache/edge-release)'
 	@wheel="$$(edge-release toolchain host)" && $(PIP) install --quiet --no-deps --force-reinstall "$$wheel"
+	@touch $@
+
+$(VENV)/.base: requirements/base.txt pyproject.toml
+	$(SAY) 'creating $(VENV) with the base install'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --no-deps --require-hashes -r requirements/base.txt
+	@$(PIP) install --quiet --no-deps --editable .
 	@touch $@
