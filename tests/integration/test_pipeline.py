@@ -201,6 +201,7 @@ def test_counted_instructions_repeat(workshop: Workshop) -> None:
         said = workshop.run("edge-release", "check", "tiny-edge-arm64", "--runner", "emulated")
         assert "M instructions a token" in said
         counts.append(json.loads(path.read_text())["instructions"])
+    path.write_bytes(kept)  # the build stays as DVC knows it
     first = json.loads(kept)["instructions"]
     for found in counts:
         assert {**found, "prompt": 0, "generated": 0} == {**first, "prompt": 0, "generated": 0}
@@ -223,6 +224,9 @@ import sys
 class Hide:
     def __init__(self, finder):
         self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
 
     def find_spec(self, name, path=None, target=None):
         return None if name.split(".")[0] in {heavy!r} else self.finder.find_spec(name, path, target)
