@@ -25,6 +25,9 @@ CPUS = {
     Target.RISCV64: "rv64,v=true,vext_spec=v1.0,vlen=256",
     Target.X86_64: "Haswell",
 }
+# Address space set aside for the guest (`-R`). Without it the guest's memory lies where the emulator's own threads left
+# room, which varies from run to run. QEMU refuses it for x86_64, whose vsyscall page lies at a fixed high address.
+RESERVED = {Target.ARM64: "64G", Target.RISCV64: "64G"}
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,14 @@ class Emulator:
     def argv(self, plugin: Path | None = None, env: Mapping[str, str] | None = None) -> tuple[str, ...]:
         """Return what stands before a program of the target.
 
-        Addresses decide which way some copies go, so whatever moves them is fixed: no address-space randomization, the
-        seed that the guest finds on its stack, and its environment, which is `env` alone.
+        Addresses decide which way some copies go, so whatever moves them is fixed: no address-space randomization, an
+        address space of the guest's own, the seed it finds on its stack, and its environment, which is `env` alone.
         """
         given = tuple(f"{key}={value}" for key, value in sorted((env or {}).items()))
+        reserved = ("-R", RESERVED[self.target]) if self.target in RESERVED else ()
         counted = ("-plugin", str(plugin)) if plugin else ()
-        return ("env", "-i", *given, "setarch", "-R", self.program, "-cpu", self.cpu, "-seed", "1", *counted)
+        fixed = ("-cpu", self.cpu, "-seed", "1", *reserved)
+        return ("env", "-i", *given, "setarch", "-R", self.program, *fixed, *counted)
 
 
 def find(target: Target) -> Emulator | None:

@@ -193,20 +193,16 @@ def test_the_released_program_serves_the_released_model(workshop: Workshop, tmp_
 
 
 @emulated
-def test_counted_instructions_repeat(workshop: Workshop) -> None:
-    """Five checks under an emulator count the same decodes, and the same instructions to within a ten-thousandth."""
+def test_counted_instructions_do_not_vary(workshop: Workshop) -> None:
+    """Five checks under an emulator count the same instructions to the last one."""
     path = workshop.root / "build/evidence/emulated/tiny-edge-arm64.json"
     kept, counts = path.read_bytes(), []
     for _ in range(5):
         said = workshop.run("edge-release", "check", "tiny-edge-arm64", "--runner", "emulated")
         assert "M instructions a token" in said
-        counts.append(json.loads(path.read_text())["instructions"])
+        counts.append(json.loads(path.read_bytes())["instructions"])
     path.write_bytes(kept)  # the build stays as DVC knows it
-    first = json.loads(kept)["instructions"]
-    for found in counts:
-        assert {**found, "prompt": 0, "generated": 0} == {**first, "prompt": 0, "generated": 0}
-        for figure in ("prompt", "generated"):
-            assert found[figure] == pytest.approx(first[figure], rel=1e-4)
+    assert counts == [json.loads(kept)["instructions"]] * 5
 
 
 @emulated

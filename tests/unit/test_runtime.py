@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.catalog.names import Target
+from pipeline.catalog.names import Target, host_target
 from pipeline.errors import ToolError
 from pipeline.ports import process, qemu
 from pipeline.toolchain import counting, runtime
@@ -77,8 +77,21 @@ def test_an_emulated_program_sees_the_environment_it_is_given(tmp_path: Path) ->
     _program(tmp_path / "qemu", 'echo "$@"; /usr/bin/env')
     said = subprocess.run([*emulator.argv(env={"A": "1"}), "prog"], capture_output=True, text=True, check=True).stdout
     arguments, *environment = said.splitlines()
-    assert arguments == "-cpu cortex-a76 -seed 1 prog"
+    assert arguments == "-cpu cortex-a76 -seed 1 -R 64G prog"
     assert {line for line in environment if not line.startswith(("PWD", "SHLVL", "_"))} == {"A=1"}
+
+
+@pytest.mark.parametrize("target", Target)
+def test_an_emulator_takes_the_arguments_it_is_given(target: Target) -> None:
+    """The real emulator of each target has no complaint about them; of programs here are only this machine's own."""
+    emulator = qemu.find(target)
+    if emulator is None:
+        pytest.skip(f"{qemu.PROGRAMS[target]} is not installed: {qemu.HINT}")
+    own = target is host_target()
+    program = "/bin/true" if own else "/nonexistent"
+    done = subprocess.run([*emulator.argv(), program], capture_output=True, text=True, check=False)
+    complaints = [line for line in done.stderr.splitlines() if "warning" not in line]  # of features it does not have
+    assert (done.returncode == 0, complaints) == (own, [])
 
 
 def test_watched_lines_are_progress_or_the_errors_tail(tmp_path: Path) -> None:
