@@ -66,10 +66,7 @@ class Memory(Record):
 
 
 class Instructions(Record):
-    """Instructions the guest executed inside the decoder, counted by an emulator.
-
-    They repeat to within a ten-thousandth: on a busy machine the heap's layout differs at times, and with it which way
-    small copies go.
+    """Instructions the guest executed inside the decoder, counted by an emulator: the same at every repetition.
 
     `prompt` is over all prompts, `prompt_tokens` of them; `generated` over `steps` decodes of one token each. Memory
     traffic does not show in them: `Memory.bytes_per_token` stands beside.
