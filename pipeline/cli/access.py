@@ -56,6 +56,11 @@ def add_signer_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="print JSON; errors too, on standard error")
+
+
 def add_consumer_options(parser: argparse.ArgumentParser) -> None:
     """Add what every verb needs that reads a release."""
     add_registry_option(parser)
@@ -69,7 +74,7 @@ def add_consumer_options(parser: argparse.ArgumentParser) -> None:
         "--state", type=Path, metavar="FILE", help="what was seen before (default: ~/.local/state/edge-release)"
     )
     parser.add_argument("--allow-rollback", action="store_true", help="accept a release older than one seen before")
-    parser.add_argument("--json", action="store_true", help="print JSON; errors too, on standard error")
+    add_json_option(parser)
 
 
 @dataclass(frozen=True)

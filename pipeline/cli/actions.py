@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from pipeline.cli import output
-from pipeline.cli.access import SIGSTORE_VARIABLE, Access, trust_file
+from pipeline.cli.access import SIGSTORE_VARIABLE, Access, add_json_option, trust_file
 from pipeline.cli.command import Commands, add
 from pipeline.errors import CatalogError
 from pipeline.ports import files, sigstore
@@ -32,7 +32,7 @@ def add_commands(commands: Commands) -> None:
         action="store_true",
         help="write the matrices to the file GITHUB_OUTPUT names; refuse a tag that is not the release's",
     )
-    planning.add_argument("--json", action="store_true", help="print JSON; errors too, on standard error")
+    add_json_option(planning)
     trusting = add(
         commands,
         "trust",

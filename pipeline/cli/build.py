@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.catalog.names import GGUF_TIERS, RunnerClass, Target, Tier, Variant
 from pipeline.cli import output
-from pipeline.cli.access import Access, add_registry_option, add_signer_option, add_trust_options
+from pipeline.cli.access import Access, add_json_option, add_registry_option, add_signer_option, add_trust_options
 from pipeline.cli.command import Commands, add
 from pipeline.errors import CatalogError, StageError
 from pipeline.manifest.dsse import Opened
@@ -116,7 +116,7 @@ def _toolchain_command(commands: Commands) -> None:
         help=f"with build: {', '.join(Target)} (default: all)",
     )
     toolchain.add_argument("--cache", type=Path, metavar="DIR", help="with build: cache folder (default: the user's)")
-    toolchain.add_argument("--json", action="store_true", help="print JSON; errors too, on standard error")
+    add_json_option(toolchain)
 
 
 def _checks(parser: argparse.ArgumentParser, many: str = "+") -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from pipeline.catalog.names import Channel
 from pipeline.cli import output
-from pipeline.cli.access import Access, add_registry_option, add_signer_option, add_trust_options
+from pipeline.cli.access import Access, add_json_option, add_registry_option, add_signer_option, add_trust_options
 from pipeline.cli.command import Commands, add
 from pipeline.errors import StageError
 from pipeline.manifest import statement
@@ -47,7 +47,7 @@ def add_commands(commands: Commands) -> None:
         metavar="NAME",
         help=f"{', '.join(Channel)} (default: dev)",
     )
-    published.add_argument("--json", action="store_true", help="print JSON; errors too, on standard error")
+    add_json_option(published)
     promote = add(
         commands,
         "promote",

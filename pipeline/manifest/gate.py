@@ -9,7 +9,7 @@ prompts to judge exact match and p99 KL by; nothing is rounded before comparing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pipeline.catalog.names import VARIANTS, Channel, RunnerClass, Variant
 from pipeline.catalog.params import ChannelPolicy, Cost, Limits, Params, Regression
@@ -37,7 +37,7 @@ class Proof:
 
     checks: Sequence[Check]
     certificates: Sequence[Certificate] = ()
-    objections: Sequence[str] = field(default=())
+    objections: Sequence[str] = ()
 
 
 def row(check: Check, cost: Cost | None) -> Row:

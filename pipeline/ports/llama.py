@@ -231,11 +231,6 @@ class Session:
             self._model = None
 
     @property
-    def vocabulary(self) -> int:
-        """The number of token ids."""
-        return int(self._api.llama_vocab_n_tokens(self._vocab))
-
-    @property
     def has_template(self) -> bool:
         """Whether the file carries a chat template."""
         return self._template is not None

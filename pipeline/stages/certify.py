@@ -41,7 +41,8 @@ def certify(project: Project, tier: Tier) -> Certificates:
     places = golden.some_of_each(project.golden(), bounds.per_family)
     requests = golden.read_requests(folder / golden.REQUESTS_FILE)
     with TemporaryDirectory(dir=project.build, prefix=".certify.") as scratch:
-        asked, _ = golden.select(requests, folder / golden.LOGITS_FILE, places, Path(scratch) / "asked")
+        asked = Path(scratch) / golden.REQUESTS_FILE
+        asked.write_bytes(requests.at(places).encode())
         made = [_certificate(project, digest, model, asked, Path(scratch)) for digest, model in sorted(models.items())]
     found = Certificates(certificates=made)
     files.write(project.certificates(tier), found.encode() + b"\n")
@@ -73,7 +74,7 @@ def _first_difference(
 ) -> Difference | None:
     if list(ours) == list(theirs):
         return None
-    position = gguf_run.common_prefix(ours, theirs)
+    position = golden.common_prefix(ours, theirs)
     # At a last token the reference may have no margin left: it stopped for want of room, which is no tie.
     margin = margins[position] if position < len(margins) else float("inf")
     return Difference(id=prompt, position=position, margin=rounded(min(margin, 1e9)))

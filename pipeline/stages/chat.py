@@ -31,18 +31,16 @@ class Chat:
 
     def prompt(self, text: str) -> list[int]:
         """Return the tokens of a user's message, up to where the answer starts."""
-        return self._tokens([{"role": "user", "content": text}])
+        return self.turn(text)
 
-    def turn(self, prompt: str, answer: str) -> list[int]:
-        """Return the tokens of a user's message with its answer, as the template ends it."""
-        return self._tokens([{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
-
-    def _tokens(self, messages: list[dict[str, str]]) -> list[int]:
+    def turn(self, prompt: str, answer: str | None = None) -> list[int]:
+        """Return the tokens of a user's message, with its answer as the template ends it where there is one."""
+        messages = [{"role": "user", "content": prompt}]
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
         if not self._tokenizer.chat_template:
             return list(self._tokenizer("".join(m["content"] for m in messages)).input_ids)
-        rendered = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=messages[-1]["role"] == "user", tokenize=False
-        )
+        rendered = self._tokenizer.apply_chat_template(messages, add_generation_prompt=answer is None, tokenize=False)
         return list(self._tokenizer(rendered, add_special_tokens=False).input_ids)
 
     def answer(self, text: str) -> list[int]:

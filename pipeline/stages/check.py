@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.catalog.names import BOARDS, GGUF_TIERS, RunnerClass, Variant
 from pipeline.errors import StageError
+from pipeline.manifest.encoding import canonical
 from pipeline.manifest.evidence import Answer, Evidence, File, Measurement, Missing
 from pipeline.manifest.gate import MEASURED
 from pipeline.ports import files, machine
@@ -37,10 +38,11 @@ def check(
         ToolError: a decoding process failed.
     """
     _refuse_unsuitable(variants, runner)
-    done: dict[tuple[str, str], Checked | Missing] = {}
+    done: dict[bytes, Checked | Missing] = {}
     evidence: list[Evidence | Missing] = []
     for variant in variants:
-        key = (variant.tier, files.tree_digest(project.variant(variant)))
+        held = released(project.variant(variant))
+        key = canonical([variant.tier, *(f.model_dump() for f in held)])
         if runner is RunnerClass.EMULATED or key not in done:
             done[key] = _run(project, variant, runner)
         found = done[key]
@@ -49,7 +51,7 @@ def check(
             evidence.append(found)
         else:
             _refuse_throttled(found, variant, runner, allow=allow_throttled)
-            evidence.append(_write(project, variant, runner, found))
+            evidence.append(_write(project, variant, runner, found, held))
     return evidence
 
 
@@ -102,11 +104,11 @@ def _refuse_throttled(found: Checked, variant: Variant, runner: RunnerClass, *, 
         )
 
 
-def _write(project: Project, variant: Variant, runner: RunnerClass, found: Checked) -> Evidence:
+def _write(project: Project, variant: Variant, runner: RunnerClass, found: Checked, held: list[File]) -> Evidence:
     evidence = Evidence(
         variant=variant.name,
         runner=runner,
-        files=released(project.variant(variant)),
+        files=held,
         golden_sha256=files.sha256_file(project.golden_file),
         engine=found.run.engine,
         deterministic=found.run.repeatable,

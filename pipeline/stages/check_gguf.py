@@ -15,14 +15,12 @@ from pipeline.manifest.evidence import Instructions, Missing
 from pipeline.ports import machine, qemu
 from pipeline.ports.energy import Meter
 from pipeline.stages import gguf_run, golden
-from pipeline.stages.checked import Checked
+from pipeline.stages.checked import PASSES, Checked
 from pipeline.stages.gguf_run import Asked, Launcher
 from pipeline.stages.golden import GoldenRun, Requests
 from pipeline.stages.project import MODEL, Project
 from pipeline.stages.quality import quality
 from pipeline.toolchain.runtime import RUNNER
-
-PASSES = 2
 
 
 def run(project: Project, variant: Variant, runner: RunnerClass, scratch: Path) -> Checked | Missing:
@@ -39,7 +37,7 @@ def run(project: Project, variant: Variant, runner: RunnerClass, scratch: Path) 
     forced = gguf_run.launch(launcher, model, asked, scratch / "forced", settings=settings)
     merged = _merged(answered, forced)
     prompts = project.golden()
-    return Checked(prompts, merged, quality(prompts, requests.requests, merged), meter.result, PASSES)
+    return Checked(prompts, merged, quality(prompts, requests.requests, merged), meter.result)
 
 
 def _native(variant: Variant, runner: RunnerClass) -> Target:
@@ -91,7 +89,6 @@ def _emulated(project: Project, variant: Variant, scratch: Path) -> Checked | Mi
         prompts,
         found.model_copy(update={"engine": {**found.engine, "emulator": emulator.name, "cpu": emulator.cpu}}),
         quality(prompts, chosen.requests, found),
-        passes=PASSES,
         instructions=instructions((out / "counts").read_text(), chosen, found, emulator),
     )
 

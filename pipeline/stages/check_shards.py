@@ -15,12 +15,10 @@ from pipeline.manifest.evidence import Missing
 from pipeline.ports import nvml
 from pipeline.ports.energy import Meter
 from pipeline.stages import shards_run
-from pipeline.stages.checked import Checked
+from pipeline.stages.checked import PASSES, Checked
 from pipeline.stages.golden import GoldenRun
 from pipeline.stages.project import Project
 from pipeline.stages.quality import quality
-
-PASSES = 2
 
 
 def run(project: Project, variant: Variant, runner: RunnerClass, scratch: Path) -> Checked | Missing:
@@ -53,7 +51,7 @@ def run(project: Project, variant: Variant, runner: RunnerClass, scratch: Path) 
     if runner is RunnerClass.NVLINK and found.engine["device"] != "cuda":
         stand_in = f"{found.engine['backend']} on {found.engine['ranks']} CPU ranks"
     return Checked(
-        prompts, compared, quality(prompts, asked.requests, compared), meter.result if gpus else None, PASSES,
+        prompts, compared, quality(prompts, asked.requests, compared), meter.result if gpus else None,
         stand_in=stand_in, facts=nvml.facts() if gpus else {},
     )  # fmt: skip
 

@@ -10,12 +10,14 @@ from pipeline.manifest.evidence import Instructions, Quality
 from pipeline.ports.energy import Metered
 from pipeline.stages.golden import GoldenRun
 
+PASSES = 2  # decodings of all prompts, each in fresh contexts
+
 
 @dataclass(frozen=True)
 class Checked:
     """A run with its quality, and what the machine told of itself meanwhile.
 
-    `metered` covers `passes` decodings of all prompts, the loading of the model included. `facts` are the engine's own
+    `metered` covers `PASSES` decodings of all prompts, the loading of the model included. `facts` are the engine's own
     of the machine (GPUs). `stand_in` is as in `Evidence`.
     """
 
@@ -23,7 +25,6 @@ class Checked:
     run: GoldenRun
     quality: Quality
     metered: Metered | None = None
-    passes: int = 1
     instructions: Instructions | None = None
     stand_in: str | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -32,4 +33,4 @@ class Checked:
     def joules_per_inference(self) -> float | None:
         """Joules for one golden prompt, None where the machine cannot tell."""
         joules = self.metered.joules if self.metered else None
-        return None if joules is None else joules / (self.passes * len(self.prompts))
+        return None if joules is None else joules / (PASSES * len(self.prompts))

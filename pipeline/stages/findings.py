@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.catalog.names import VARIANTS, RunnerClass, Variant
+from pipeline.catalog.names import VARIANTS, RunnerClass, Tier, Variant
 from pipeline.errors import StageError
-from pipeline.manifest.evidence import Evidence, Measurement, Missing
+from pipeline.manifest.evidence import Certificate, Certificates, Evidence, Measurement, Missing
 from pipeline.manifest.gate import MEASURED
 from pipeline.stages.project import Project
 
@@ -40,6 +40,12 @@ def read(project: Project) -> Findings:
     return Findings(
         checks=[f for f in found if isinstance(f, Finding)], missing=[f for f in found if isinstance(f, Missing)]
     )
+
+
+def certificates(project: Project, tier: Tier) -> list[Certificate]:
+    """Return the certificates of a tier's files, none where they were not compared."""
+    path = project.certificates(tier)
+    return Certificates.model_validate_json(path.read_bytes()).certificates if path.exists() else []
 
 
 def read_one(project: Project, variant: Variant, runner: RunnerClass) -> Finding:

@@ -5,9 +5,11 @@ Rules: the verdict is written only when it is yes, so that a failed gate stops `
 
 from __future__ import annotations
 
-from pipeline.catalog.names import GGUF_TIERS, VARIANTS
+from itertools import chain
+
+from pipeline.catalog.names import GGUF_TIERS, Variant
 from pipeline.errors import GateError
-from pipeline.manifest.evidence import Certificates, Evidence
+from pipeline.manifest.evidence import Evidence
 from pipeline.manifest.gate import Check, Proof, gate
 from pipeline.manifest.statement import Verdict
 from pipeline.ports import files
@@ -52,17 +54,14 @@ def proof(project: Project) -> Proof:
     """
     found = findings.read(project)
     checks = [Check(f.evidence, f.measurement, _format(project, f.evidence)) for f in found.checks]
-    compared = [tier for tier in GGUF_TIERS if project.certificates(tier).exists()]
-    objections = [f"{tier}: its files were not compared on the targets" for tier in GGUF_TIERS if tier not in compared]
-    certificates = [
-        certificate
-        for tier in compared
-        for certificate in Certificates.model_validate_json(project.certificates(tier).read_bytes()).certificates
-    ]
-    return Proof(checks, certificates, [*objections, *attest.objections(project, found.checks)])
+    compared = {tier: findings.certificates(project, tier) for tier in GGUF_TIERS}
+    objections = [f"{tier}: its files were not compared on the targets" for tier in GGUF_TIERS if not compared[tier]]
+    return Proof(
+        checks, [*chain.from_iterable(compared.values())], [*objections, *attest.objections(project, found.checks)]
+    )
 
 
 def _format(project: Project, evidence: Evidence) -> str | None:
-    variant = next(v for v in VARIANTS if v.name == evidence.variant)
+    variant = Variant.parse(evidence.variant)
     recipes = project.tier(variant.tier).recipes
     return recipes[variant.target].base if recipes else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,8 +82,3 @@ def launch(
         "flash_attention": "off",
     }  # fmt: skip
     return golden.read_run(out).model_copy(update={"engine": engine})
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many leading ids two sequences share: the prompt's length within prompt and answer."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -8,12 +8,12 @@ vocabulary.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from pipeline.catalog.golden import GoldenPrompt
+from pipeline.catalog.golden import GoldenPrompt, Match
 from pipeline.errors import StageError, ToolError
 from pipeline.manifest.encoding import Count, Record
 
@@ -36,6 +36,20 @@ class Request(Record):
     prompt_length: Count
     max_tokens: Count
 
+    @classmethod
+    def of(cls, prompt: GoldenPrompt, tokenize: Callable[[str, str | None], list[int]]) -> Request:
+        """Return a golden prompt in tokens, by a function of the prompt and, where given, its answer."""
+        ids = tokenize(prompt.prompt, None)
+        # A pattern is no answer to be forced; of such a prompt only its own positions are compared.
+        forced = ids if prompt.match is Match.REGEX else tokenize(prompt.prompt, prompt.expected)
+        return cls(
+            id=prompt.id,
+            prompt=ids,
+            forced=forced,
+            prompt_length=common_prefix(ids, forced),
+            max_tokens=prompt.max_tokens,
+        )
+
 
 class Requests(Record):
     """All golden prompts in tokens, in their file's order."""
@@ -46,6 +60,10 @@ class Requests(Record):
     def rows(self) -> int:
         """Forced positions of all requests together: rows of a file of logits."""
         return sum(len(request.forced) for request in self.requests)
+
+    def at(self, places: Sequence[int]) -> Requests:
+        """Return the requests at some places alone."""
+        return Requests(requests=[self.requests[place] for place in places])
 
     def without_answers(self) -> Requests:
         """Return the same requests with nothing to generate: for the forced logits alone."""
@@ -133,12 +151,17 @@ def select(requests: Requests, logits: Path, places: Sequence[int], out: Path) -
     if rest or row % F32_BYTES:
         raise StageError(f"{logits} is not of these requests", hint="dvc repro, or fetch the build again")
     chosen, rows = out / REQUESTS_FILE, out / LOGITS_FILE
-    chosen.write_bytes(Requests(requests=[requests.requests[place] for place in places]).encode())
+    chosen.write_bytes(requests.at(places).encode())
     with logits.open("rb") as source, rows.open("wb") as target:
         for start, count in _spans(requests, places):
             source.seek(start * row)
             target.write(source.read(count * row))
     return chosen, rows
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many leading ids two sequences share: the prompt's length within prompt and answer."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _spans(requests: Requests, places: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -20,7 +20,7 @@ from pipeline.catalog.names import GGUF_TIERS, VARIANTS, Target, Tier, Variant
 from pipeline.errors import StageError
 from pipeline.manifest import provenance, statement
 from pipeline.manifest.encoding import canonical, sha256
-from pipeline.manifest.evidence import Certificate, Certificates, File
+from pipeline.manifest.evidence import File
 from pipeline.manifest.statement import Manifest, Predicate, ReleaseName, RuntimeEntry, Source, VariantEntry, Verdict
 from pipeline.ports import files, git
 from pipeline.stages import describe, findings
@@ -122,27 +122,21 @@ def _listed(folder: str, released: dict[str, Path]) -> list[File]:
 
 def _entry(project: Project, variant: Variant, found: Findings, released: dict[str, Path]) -> VariantEntry:
     checks = [c for c in found.checks if c.evidence.variant == variant.name]
+    held = _listed(variant.name, released)
+    model = next((f.sha256 for f in held if f.name == MODEL), None)
     return VariantEntry(
         name=variant.name,
         tier=variant.tier,
         target=variant.target,
         format="gguf" if variant.tier in GGUF_TIERS else "safetensors",
-        files=_listed(variant.name, released),
+        files=held,
         recipe=recipe(project, variant),
         model=describe.model_config(project.variant(variant)),
         evidence=[c.evidence for c in checks],
         measurements=[c.measurement for c in checks if c.measurement],
         missing=[m for m in found.missing if m.variant == variant.name],
-        certificate=_certificate(project, variant),
+        certificate=next((c for c in findings.certificates(project, variant.tier) if c.model_sha256 == model), None),
     )
-
-
-def _certificate(project: Project, variant: Variant) -> Certificate | None:
-    if variant.tier not in GGUF_TIERS:
-        return None
-    digest = files.sha256_file(project.variant(variant) / MODEL)
-    made = Certificates.model_validate_json(project.certificates(variant.tier).read_bytes()).certificates
-    return next((c for c in made if c.model_sha256 == digest), None)
 
 
 def recipe(project: Project, variant: Variant) -> dict[str, Any]:

@@ -11,13 +11,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from pipeline.catalog.golden import GoldenPrompt, Match
 from pipeline.catalog.names import Tier, host_target
 from pipeline.errors import ToolError
 from pipeline.ports import files
 from pipeline.ports.llama import Session
 from pipeline.stages import gguf_run, golden
-from pipeline.stages.gguf_run import Asked, Launcher, common_prefix
+from pipeline.stages.gguf_run import Asked, Launcher
 from pipeline.stages.golden import Request, Requests
 from pipeline.stages.project import Project
 from pipeline.toolchain.runtime import RUNNER
@@ -34,7 +33,11 @@ def reference(project: Project, tier: Tier) -> None:
     if here is None:
         raise ToolError("this machine is none of the targets", hint="build on x86_64, arm64 or riscv64")
     with Session(model) as session:
-        requests = Requests(requests=[_request(session, prompt) for prompt in project.golden()])
+
+        def tokenize(prompt: str, answer: str | None) -> list[int]:
+            return session.tokenize(session.chat(prompt, answer))
+
+        requests = Requests(requests=[Request.of(prompt, tokenize) for prompt in project.golden()])
     with files.new_folder(project.reference(tier)) as folder, tempfile.TemporaryDirectory() as scratch:
         path = folder / golden.REQUESTS_FILE
         path.write_bytes(requests.encode())
@@ -43,16 +46,3 @@ def reference(project: Project, tier: Tier) -> None:
             settings=project.params.check, logits=True,
         )  # fmt: skip
         shutil.move(Path(scratch) / golden.LOGITS_FILE, folder / golden.LOGITS_FILE)
-
-
-def _request(session: Session, prompt: GoldenPrompt) -> Request:
-    ids = session.tokenize(session.chat(prompt.prompt))
-    # A pattern is no answer to be forced; of such a prompt only its own positions are compared.
-    forced = ids if prompt.match is Match.REGEX else session.tokenize(session.chat(prompt.prompt, prompt.expected))
-    return Request(
-        id=prompt.id,
-        prompt=ids,
-        forced=forced,
-        prompt_length=common_prefix(ids, forced),
-        max_tokens=prompt.max_tokens,
-    )

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.catalog.golden import GoldenPrompt, Match
+from pipeline.catalog.golden import GoldenPrompt
 from pipeline.catalog.tiers import Shard
 from pipeline.errors import StageError
 from pipeline.stages import shard, tensor_parallel
 from pipeline.stages.chat import Chat
-from pipeline.stages.gguf_run import common_prefix
 from pipeline.stages.golden import GoldenAnswer, GoldenRun, Request, Requests
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _ROWS = 1024  # positions compared at a time: bounds memory at large vocabularie
 def requests(folder: Path, prompts: Sequence[GoldenPrompt]) -> Requests:
     """Return the golden prompts in tokens of the tokenizer that lies in `folder`."""
     chat = Chat(folder)
-    return Requests(requests=[_request(chat, prompt) for prompt in prompts])
+    return Requests(requests=[Request.of(prompt, chat.turn) for prompt in prompts])
 
 
 def launch(folder: Path, asked: Requests, *, threads: int, logits: Path | None = None, times: int = 1) -> GoldenRun:
@@ -124,16 +123,3 @@ def same_values(one: Path, other: Path) -> bool:
     name = shard.rank_file(0, 1)
     with safe_open(one / name, framework="pt") as a, safe_open(other / name, framework="pt") as b:
         return all(torch.equal(a.get_tensor(key).float(), b.get_tensor(key).float()) for key in a.keys())  # noqa: SIM118
-
-
-def _request(chat: Chat, prompt: GoldenPrompt) -> Request:
-    ids = chat.prompt(prompt.prompt)
-    # A pattern is no answer to be forced; of such a prompt only its own positions are compared.
-    forced = ids if prompt.match is Match.REGEX else chat.turn(prompt.prompt, prompt.expected)
-    return Request(
-        id=prompt.id,
-        prompt=ids,
-        forced=forced,
-        prompt_length=common_prefix(ids, forced),
-        max_tokens=prompt.max_tokens,
-    )

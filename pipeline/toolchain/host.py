@@ -24,26 +24,14 @@ from pipeline.toolchain.compiling import build_tool, compile_targets
 
 TARGETS = ("llama", "llama-imatrix", "llama-quantize")
 OPTIONS = {
-    "CMAKE_BUILD_TYPE": "Release",
+    **source.OPTIONS,
     "CMAKE_BUILD_WITH_INSTALL_RPATH": "ON",
     "CMAKE_INSTALL_RPATH": "$ORIGIN",
     "CMAKE_PLATFORM_NO_VERSIONED_SONAME": "ON",  # a wheel cannot hold the symbolic links that versions need
     "CMAKE_SHARED_LINKER_FLAGS": "-s",
     "CMAKE_EXE_LINKER_FLAGS": "-s",
     "BUILD_SHARED_LIBS": "ON",
-    "GGML_CCACHE": "OFF",
-    "GGML_NATIVE": "OFF",
-    "GGML_OPENMP": "OFF",
-    "LLAMA_BUILD_APP": "OFF",
-    "LLAMA_BUILD_COMMIT": source.LLAMA_COMMIT,
-    "LLAMA_BUILD_EXAMPLES": "OFF",
-    "LLAMA_BUILD_NUMBER": "0",
     "LLAMA_BUILD_SERVER": "OFF",
-    "LLAMA_BUILD_TESTS": "OFF",
-    "LLAMA_BUILD_TOOLS": "ON",
-    "LLAMA_BUILD_UI": "OFF",
-    "LLAMA_OPENSSL": "OFF",
-    "LLAMA_USE_PREBUILT_UI": "OFF",
 }
 HINT = "make setup builds it once (about ten minutes of CPU time)"
 NO_COMPILER = "install a C and C++ compiler (Debian, Ubuntu: apt-get install g++) or name them in CC and CXX"

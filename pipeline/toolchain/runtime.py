@@ -37,24 +37,12 @@ ZIG = "ziglang"
 # Given at every call, CMake's looks at the compiler included: Zig makes a C library for each set of these it meets.
 FLAGS = ("-O3", "-static", "-s")
 OPTIONS = {
+    **source.OPTIONS,
     "BUILD_SHARED_LIBS": "OFF",
-    "CMAKE_BUILD_TYPE": "Release",
     "CMAKE_SYSTEM_NAME": "Linux",
     "CMAKE_TRY_COMPILE_TARGET_TYPE": "STATIC_LIBRARY",  # a link would make Zig build the C++ library for each check
-    "GGML_CCACHE": "OFF",
-    "GGML_NATIVE": "OFF",
-    "GGML_OPENMP": "OFF",
-    "LLAMA_BUILD_APP": "OFF",
-    "LLAMA_BUILD_COMMIT": source.LLAMA_COMMIT,
     "LLAMA_BUILD_COMMON": "ON",
-    "LLAMA_BUILD_EXAMPLES": "OFF",
-    "LLAMA_BUILD_NUMBER": "0",
     "LLAMA_BUILD_SERVER": "ON",
-    "LLAMA_BUILD_TESTS": "OFF",
-    "LLAMA_BUILD_TOOLS": "ON",
-    "LLAMA_BUILD_UI": "OFF",
-    "LLAMA_OPENSSL": "OFF",
-    "LLAMA_USE_PREBUILT_UI": "OFF",
 }
 
 

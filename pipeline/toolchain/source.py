@@ -20,6 +20,22 @@ PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 LLAMA_COMMIT = "0c1e57098bba"
+# What every build of it has in common: nothing of the machine, and nothing that is not used.
+OPTIONS = {
+    "CMAKE_BUILD_TYPE": "Release",
+    "GGML_CCACHE": "OFF",
+    "GGML_NATIVE": "OFF",
+    "GGML_OPENMP": "OFF",
+    "LLAMA_BUILD_APP": "OFF",
+    "LLAMA_BUILD_COMMIT": LLAMA_COMMIT,
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_BUILD_NUMBER": "0",
+    "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_BUILD_TOOLS": "ON",
+    "LLAMA_BUILD_UI": "OFF",
+    "LLAMA_OPENSSL": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",
+}
 FOLDER = f"llama_cpp_python-{VERSION}"
 
 

@@ -17,28 +17,15 @@ import pytest
 import yaml
 
 from pipeline.catalog.names import VARIANTS, Target, host_target
-from pipeline.errors import PipelineError
 from pipeline.ports import files, qemu
 from pipeline.stages.schema import schemas
-from pipeline.toolchain import host, runtime
-from tests.support import projects
+from tests.support import built, projects
 
 REPOSITORY = projects.REPOSITORY
 BIN = Path(sys.executable).parent
 
 
-def _missing() -> str:
-    """Return what is not built and how to build it, nothing where all is there."""
-    try:
-        host.find()
-        for target in Target:
-            runtime.find(target)
-    except PipelineError as e:
-        return f"{e.message}: {e.hint}"
-    return ""
-
-
-pytestmark = [pytest.mark.skipif(bool(_missing()), reason=_missing()), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.skipif(bool(built.missing()), reason=built.missing()), pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,10 @@ import pytest
 import yaml
 
 from pipeline.catalog.names import VARIANTS, Target
-from pipeline.errors import PipelineError, Refusal
+from pipeline.errors import Refusal
 from pipeline.ports import qemu
 from pipeline.stages import plan
-from pipeline.toolchain import host, runtime
-from tests.support import projects
+from tests.support import built, projects
 from tests.support.actions import REPOSITORY, REPOSITORY_ID, Event, Run, Workflow
 from tests.support.sigstore.oidc import github_claims
 from tests.support.sigstore_instance import SigstoreInstance
@@ -40,13 +39,7 @@ STAND_INS = {"check-arm64": ["gguf-x86_64"]}
 
 
 def _missing() -> str:
-    try:
-        host.find()
-        for target in Target:
-            runtime.find(target)
-    except PipelineError as e:
-        return f"{e.message}: {e.hint}"
-    return "" if shutil.which("make") else "make is not installed: apt-get install make"
+    return built.missing() or ("" if shutil.which("make") else "make is not installed: apt-get install make")
 
 
 pytestmark = [
