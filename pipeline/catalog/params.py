@@ -62,7 +62,7 @@ class Certificate(Document):
     margin_max: Annotated[
         float, Field(ge=0, description="largest gap of the reference's two best logits at a first difference")
     ] = 0.05
-    kl_max: Annotated[float, Field(ge=0, description="nats, at any teacher-forced position")] = 1e-3
+    mean_kl_max: Annotated[float, Field(ge=0, description="nats, the mean over all teacher-forced positions")] = 1e-3
     per_family: Annotated[int, Field(ge=1, description="golden prompts of each family that are compared")] = 1
 
 

@@ -75,12 +75,13 @@ def certificate_line(found: Certificate) -> str:
 
 
 def _agreement(target: Agreement) -> str:
+    kl = f"mean KL {target.mean_kl:.2g} (largest {target.max_kl:.2g})"
     if not target.differences:
-        return f"equal tokens, largest KL {target.max_kl:.2g}"
+        return f"equal tokens, {kl}"
     worst = max(target.differences, key=lambda d: d.margin)
     return (
         f"{len(target.differences)} differ at near ties (margin {worst.margin:.2g} in {worst.id} at {worst.position}), "
-        f"largest KL {target.max_kl:.2g}"
+        + kl
     )
 
 

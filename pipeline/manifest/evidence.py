@@ -125,13 +125,14 @@ class Difference(Record):
 
 
 class Agreement(Record):
-    """One target against the reference: the largest teacher-forced KL (nats) at any position, and where tokens differ.
+    """One target against the reference: teacher-forced KL (nats), over all positions and at the worst, and differences.
 
     `emulator` is what stood in for the target's processor, None where the run was native.
     """
 
     target: Target
     emulator: str | None = None
+    mean_kl: Amount
     max_kl: Amount
     differences: list[Difference]
     holds: bool
@@ -148,7 +149,7 @@ class Certificate(Record):
     reference: Target
     prompts: list[str]
     margin_max: Amount
-    kl_max: Amount
+    mean_kl_max: Amount
     targets: list[Agreement]
     missing: dict[Target, str] = Field(default_factory=dict)
 

@@ -108,7 +108,7 @@ def _parted(certificates: Sequence[Certificate]) -> Iterator[str]:
             if not target.holds:
                 yield (
                     f"model {certificate.model_sha256[:12]} on {target.target}: tokens or logits part from "
-                    f"{certificate.reference}'s (largest KL {target.max_kl:.3g}, {len(target.differences)} differences)"
+                    f"{certificate.reference}'s (mean KL {target.mean_kl:.3g}, {len(target.differences)} differences)"
                 )
 
 

@@ -57,13 +57,17 @@ class Bundles:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A release that may be used, with the bundles that say so; `digest` pins the manifest, remember `seen`."""
+    """A release that may be used, with the bundles that say so; `digest` pins the manifest, remember `seen`.
+
+    `rolled_back`: its channel went back since what was seen, so what is remembered of it may go back too.
+    """
 
     manifest: Manifest
     digest: str
     seen: Seen
     bundles: Bundles
     pointer: PointerPredicate | None = None
+    rolled_back: bool = False
 
     @property
     def slot(self) -> str:
@@ -109,13 +113,15 @@ def accept_release(
     seen: Seen,
     now: datetime,
     pointer: PointerPredicate | None = None,
+    rolled_back: bool = False,
     allow_rollback: bool = False,
 ) -> Accepted:
     """Return the release if every rule holds.
 
     Args:
         version: under which the registry stored the release.
-        pointer: an accepted pointer that led here; its `rollback` permits an older version than seen.
+        pointer: an accepted pointer that led here.
+        rolled_back: of its channel's moves since what was seen one is a rollback, which permits an older version.
         allow_rollback: the user knows that the version may be older than one seen and means it.
 
     Raises:
@@ -138,11 +144,10 @@ def accept_release(
             f"channel {pointer.channel} points to another manifest of {line} {pointer.version}",
         )
     _check_same_release(bundles, manifest, opener)
-    older_allowed = allow_rollback or (pointer is not None and pointer.rollback)
     clock = max(now.timestamp(), seen.time)  # a board without a clock battery may wake up in the past
     last, slot = Last(version, digest), _slot(pointer)
     check_same(last, seen)
-    if not older_allowed:
+    if not (allow_rollback or rolled_back):
         _check_not_older(version, slot, seen)
     if clock >= manifest.expires.timestamp():
         today = datetime.fromtimestamp(clock, UTC)
@@ -152,7 +157,12 @@ def accept_release(
             hint="publish or pull a newer release",
         )
     return Accepted(
-        manifest, digest, replace(seen, releases={**seen.releases, slot: last}, time=clock), bundles, pointer
+        manifest,
+        digest,
+        replace(seen, releases={**seen.releases, slot: last}, time=clock),
+        bundles,
+        pointer,
+        rolled_back=rolled_back,
     )
 
 

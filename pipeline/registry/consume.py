@@ -42,8 +42,12 @@ def fetch(
     if (channel is None) == (version is None):
         raise ValueError("name either a channel or a version")
     pointer: PointerPredicate | None = None
+    rolled_back = False
     if channel is not None:
-        pointer, seen = _follow(Row(store, opener, line, channel), seen)
+        row, before = Row(store, opener, line, channel), seen
+        pointer, seen = _follow(row, seen)
+        last = seen.releases.get(channel)
+        rolled_back = last is not None and pointer.version < last.version and row.rolled_back(before)
     wanted = version if version is not None else pointer.version if pointer else 0
     bundles = load(store, line, wanted)
     if bundles is None:
@@ -56,6 +60,7 @@ def fetch(
         seen=seen,
         now=now,
         pointer=pointer,
+        rolled_back=rolled_back,
         allow_rollback=allow_rollback,
     )
 

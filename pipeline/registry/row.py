@@ -39,6 +39,11 @@ class Row:
         serials = self._serials(after=seen.serials.get(self.channel, 0) - 1) or self._serials()
         return self._read(serials[-1], seen) if serials else None
 
+    def rolled_back(self, seen: Seen) -> bool:
+        """Return whether the channel went back by any of the moves after the last one seen."""
+        after = seen.serials.get(self.channel, 0)
+        return any(self._read(serial)[0].rollback for serial in self._serials(after))
+
     def history(self) -> list[PointerPredicate]:
         """Return every move of the channel, oldest first."""
         return [self._read(serial)[0] for serial in self._serials()]

@@ -106,7 +106,7 @@ def _merge(old: Seen, accepted: Accepted, *, allow_rollback: bool) -> Seen:
     serials = {c: max(old.serials.get(c, 0), new.serials.get(c, 0)) for c in {*old.serials, *new.serials}}
     pointers = {**new.pointers, **{c: d for c, d in old.pointers.items() if serials[c] == old.serials.get(c)}}
     _check_equal(old, new)
-    is_last_word = pointer is not None and pointer.rollback and pointer.serial >= serials[slot]
+    is_last_word = pointer is not None and accepted.rolled_back and pointer.serial >= serials[slot]
     releases = {**new.releases, **old.releases}
     if allow_rollback or is_last_word or new.releases[slot].version >= releases[slot].version:
         releases[slot] = new.releases[slot]

