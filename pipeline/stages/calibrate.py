@@ -1,8 +1,8 @@
 """A tier's importance matrix: how strongly each input of each tensor is excited by the calibration examples.
 
 Rules: the examples go through the model's own chat template, families in turn, so that a limit on chunks drops from
-each alike; one thread and one sequence, because the order of additions affects the bytes; what the file says of its
-text is a fixed name, never a path.
+each alike; the program is the released one; one thread and one sequence, because the order of additions affects the
+bytes; what the file says of its text is a fixed name, never a path.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.catalog.names import Tier
 from pipeline.errors import StageError
 from pipeline.ports import files, llama, process
 from pipeline.stages.project import Project
-from pipeline.toolchain import host
+from pipeline.toolchain import runtime
 
 _TEXT = "calibration.txt"
 _CONTEXTS_MIN = 2  # llama-imatrix refuses a text of fewer
@@ -28,7 +28,7 @@ def calibrate(project: Project, tier: Tier) -> None:
 
     Raises:
         StageError: the examples are too short for the tier's context.
-        ToolError: llama-imatrix fails; its last lines are in the message.
+        ToolError: llama-imatrix cannot be built or fails; its last lines are in the message.
     """
     settings = project.tier(tier).calibrate
     assert settings is not None, "a GGUF tier's file has 'calibrate'"
@@ -40,7 +40,8 @@ def calibrate(project: Project, tier: Tier) -> None:
         made = Path(scratch) / "imatrix.gguf"
         process.run(
             [
-                host.find().imatrix, "--model", model.resolve(), "--file", _TEXT, "--output-file", made.name,
+                runtime.build(runtime.native()).program(runtime.IMATRIX), "--model", model.resolve(),
+                "--file", _TEXT, "--output-file", made.name,
                 "--ctx-size", str(settings.context), "--batch-size", str(settings.context),
                 "--ubatch-size", str(settings.context), "--chunks", str(settings.chunks),
                 "--threads", "1", "--parse-special", "--no-escape", "--no-ppl",

@@ -11,15 +11,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from pipeline.catalog.names import Tier, host_target
-from pipeline.errors import ToolError
+from pipeline.catalog.names import Tier
 from pipeline.ports import files
 from pipeline.ports.llama import Session
 from pipeline.stages import gguf_run, golden
 from pipeline.stages.gguf_run import Asked, Launcher
 from pipeline.stages.golden import Request, Requests
 from pipeline.stages.project import Project
-from pipeline.toolchain.runtime import RUNNER
+from pipeline.toolchain.runtime import RUNNER, native
 
 
 def reference(project: Project, tier: Tier) -> None:
@@ -27,11 +26,9 @@ def reference(project: Project, tier: Tier) -> None:
 
     Raises:
         StageError: the unquantized model is missing, or its chat template refuses a prompt.
-        ToolError: the golden runner failed.
+        ToolError: the golden runner failed, or there is none for this machine.
     """
-    model, here = project.gguf(tier), host_target()
-    if here is None:
-        raise ToolError("this machine is none of the targets", hint="build on x86_64, arm64 or riscv64")
+    model, runner = project.gguf(tier), Launcher(project.runtime(native()) / RUNNER)
     with Session(model) as session:
 
         def tokenize(prompt: str, answer: str | None) -> list[int]:
@@ -42,7 +39,6 @@ def reference(project: Project, tier: Tier) -> None:
         path = folder / golden.REQUESTS_FILE
         path.write_bytes(requests.encode())
         gguf_run.launch(
-            Launcher(project.runtime(here) / RUNNER), model, Asked(path, answers=False), Path(scratch),
-            settings=project.params.check, logits=True,
-        )  # fmt: skip
+            runner, model, Asked(path, answers=False), Path(scratch), settings=project.params.check, logits=True
+        )
         shutil.move(Path(scratch) / golden.LOGITS_FILE, folder / golden.LOGITS_FILE)

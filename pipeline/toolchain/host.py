@@ -1,4 +1,4 @@
-"""llama.cpp for this machine: one compile gives the Python wheel, `llama-imatrix` and `llama-quantize`.
+"""llama.cpp for this machine: the libraries that the Python wheel of llama-cpp-python holds.
 
 Rules: the cache key records everything that affects the bytes; objects do not contain the folder they were built in;
 a result appears under its name when it is whole, a killed build goes on where it stopped. Instruction sets beyond the
@@ -22,16 +22,17 @@ from pipeline.toolchain import source, wheel
 from pipeline.toolchain.cache import folder, locked
 from pipeline.toolchain.compiling import build_tool, compile_targets
 
-TARGETS = ("llama", "llama-imatrix", "llama-quantize")
+LIBRARY = "llama"
 OPTIONS = {
     **source.OPTIONS,
     "CMAKE_BUILD_WITH_INSTALL_RPATH": "ON",
     "CMAKE_INSTALL_RPATH": "$ORIGIN",
     "CMAKE_PLATFORM_NO_VERSIONED_SONAME": "ON",  # a wheel cannot hold the symbolic links that versions need
     "CMAKE_SHARED_LINKER_FLAGS": "-s",
-    "CMAKE_EXE_LINKER_FLAGS": "-s",
     "BUILD_SHARED_LIBS": "ON",
+    "LLAMA_BUILD_COMMON": "OFF",
     "LLAMA_BUILD_SERVER": "OFF",
+    "LLAMA_BUILD_TOOLS": "OFF",
 }
 HINT = "make setup builds it once (about ten minutes of CPU time)"
 NO_COMPILER = "install a C and C++ compiler (Debian, Ubuntu: apt-get install g++) or name them in CC and CXX"
@@ -39,7 +40,7 @@ NO_COMPILER = "install a C and C++ compiler (Debian, Ubuntu: apt-get install g++
 
 @dataclass(frozen=True)
 class HostToolchain:
-    """The built tools; they find their shared libraries beside themselves."""
+    """The built libraries, and the source they were built from."""
 
     folder: Path
     source: Path
@@ -49,19 +50,6 @@ class HostToolchain:
     def wheel(self) -> Path:
         """The wheel of llama-cpp-python with the same libraries in it."""
         return next((self.folder / "wheel").glob("*.whl"))
-
-    @property
-    def libraries(self) -> Path:
-        """Folder of the shared libraries and programs."""
-        return self.folder / "bin"
-
-    @property
-    def imatrix(self) -> Path:
-        return self.libraries / "llama-imatrix"
-
-    @property
-    def quantize(self) -> Path:
-        return self.libraries / "llama-quantize"
 
     @property
     def converter(self) -> Path:
@@ -82,6 +70,7 @@ class Inputs:
         return {
             "source": f"sha256:{source.SHA256}",
             "options": OPTIONS,
+            "fixed_flags": source.FLAGS,
             "compilers": list(versions.values()),
             "flags": [os.environ.get(name, "") for name in ("CFLAGS", "CXXFLAGS", "LDFLAGS")],
             "machine": platform.machine(),
@@ -136,23 +125,17 @@ def _build(toolchain: HostToolchain, inputs: Inputs) -> None:
     work.mkdir(parents=True, exist_ok=True)
     tree = source.llama_cpp(toolchain.source)
     maps = " ".join(f"-ffile-prefix-map={place}={name}" for place, name in ((tree, "llama.cpp"), (work, "build")))
+    fixed = f"{source.FLAGS} {maps}"
     options = OPTIONS | {
         "CMAKE_C_COMPILER": inputs.cc,
         "CMAKE_CXX_COMPILER": inputs.cxx,
         "CMAKE_MAKE_PROGRAM": build_tool("ninja"),
-        "CMAKE_C_FLAGS": f"{os.environ.get('CFLAGS', '')} {maps}".strip(),
-        "CMAKE_CXX_FLAGS": f"{os.environ.get('CXXFLAGS', '')} {maps}".strip(),
+        "CMAKE_C_FLAGS": f"{os.environ.get('CFLAGS', '')} {fixed}".strip(),
+        "CMAKE_CXX_FLAGS": f"{os.environ.get('CXXFLAGS', '')} {fixed}".strip(),
     }
-    compile_targets(tree, work, options, TARGETS, title="llama.cpp for this machine")
+    compile_targets(tree, work, options, (LIBRARY,), title="llama.cpp for this machine")
     with files.new_folder(toolchain.folder) as out:
-        _collect(work / "bin", out / "bin")
         (out / "wheel").mkdir()
-        wheel.pack(toolchain.source, sorted((out / "bin").glob("lib*.so")), out / "wheel")
+        wheel.pack(toolchain.source, sorted((work / "bin").glob("lib*.so")), out / "wheel")
         (out / "build.json").write_text(json.dumps(inputs.record, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(work)
-
-
-def _collect(built: Path, out: Path) -> None:
-    out.mkdir()
-    for name in sorted(p.name for p in built.iterdir() if p.suffix == ".so" or p.name in TARGETS):
-        shutil.copy(built / name, out / name)

@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.catalog.names import Target
+from pipeline.catalog.names import Target, host_target
 from pipeline.errors import ToolError
 from pipeline.ports import files
 from pipeline.toolchain import source
@@ -32,10 +32,13 @@ from pipeline.toolchain.compiling import build_tool, compile_targets
 NATIVE = Path(__file__).with_name("native")
 RUNNER = "golden-runner"
 SERVER = "llama-server"
-PROGRAMS = (RUNNER, "llama-bench", "llama-imatrix", SERVER)
+IMATRIX = "llama-imatrix"
+PROGRAMS = (RUNNER, "llama-bench", IMATRIX, SERVER)  # what is released
+QUANTIZE = "llama-quantize"  # what ours is compared with
+BUILT = (*PROGRAMS, QUANTIZE)
 ZIG = "ziglang"
 # Given at every call, CMake's looks at the compiler included: Zig makes a C library for each set of these it meets.
-FLAGS = ("-O3", "-static", "-s")
+FLAGS = ("-O3", "-static", "-s", source.FLAGS)
 OPTIONS = {
     **source.OPTIONS,
     "BUILD_SHARED_LIBS": "OFF",
@@ -43,6 +46,7 @@ OPTIONS = {
     "CMAKE_TRY_COMPILE_TARGET_TYPE": "STATIC_LIBRARY",  # a link would make Zig build the C++ library for each check
     "LLAMA_BUILD_COMMON": "ON",
     "LLAMA_BUILD_SERVER": "ON",
+    "LLAMA_BUILD_TOOLS": "ON",
 }
 
 
@@ -85,7 +89,7 @@ class Runtime:
     folder: Path
 
     def program(self, name: str) -> Path:
-        """Return the path of one of `PROGRAMS`."""
+        """Return the path of one of `BUILT`."""
         return self.folder / name
 
     @cached_property
@@ -106,7 +110,7 @@ def inputs(target: Target) -> dict[str, object]:
         "triple": cpu.triple,
         "mcpu": cpu.mcpu,
         "flags": FLAGS,
-        "programs": PROGRAMS,
+        "programs": BUILT,
     }
 
 
@@ -140,6 +144,14 @@ def build(target: Target, cache: Path | None = None, *, jobs: int | None = None)
     return runtime
 
 
+def native() -> Target:
+    """Return the target this machine is; raises ToolError where it is none."""
+    here = host_target()
+    if here is None:
+        raise ToolError("this machine is none of the targets", hint=f"build on {', '.join(Target)}")
+    return here
+
+
 def build_all(targets: Sequence[Target], cache: Path | None = None) -> list[Runtime]:
     """Return several targets' runtimes, built side by side: Zig makes each target's C library on one core.
 
@@ -168,14 +180,14 @@ def _build(runtime: Runtime, tree: Path, jobs: int | None) -> None:
         "LLAMA_CPP": str(llama_cpp),
     }
     compile_targets(
-        NATIVE, work / "cmake", options, PROGRAMS, title=f"llama.cpp for {target}", jobs=jobs,
+        NATIVE, work / "cmake", options, BUILT, title=f"llama.cpp for {target}", jobs=jobs,
         env={"ZIG_GLOBAL_CACHE_DIR": str(runtime.folder.parents[1] / "zig"), "ZIG_LOCAL_CACHE_DIR": str(work / "zig")},
     )  # fmt: skip
     with files.new_folder(runtime.folder) as out:
-        for name in PROGRAMS:
+        for name in BUILT:
             found = next(p for p in (work / "cmake").rglob(name) if p.is_file())
             shutil.copy(found, out / name)
-        digests = {name: files.sha256_file(out / name) for name in PROGRAMS}
+        digests = {name: files.sha256_file(out / name) for name in BUILT}
         record = {"inputs": inputs(target), "programs": digests}
         (out / "build.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(work)

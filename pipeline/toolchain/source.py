@@ -31,11 +31,12 @@ OPTIONS = {
     "LLAMA_BUILD_EXAMPLES": "OFF",
     "LLAMA_BUILD_NUMBER": "0",
     "LLAMA_BUILD_TESTS": "OFF",
-    "LLAMA_BUILD_TOOLS": "ON",
     "LLAMA_BUILD_UI": "OFF",
     "LLAMA_OPENSSL": "OFF",
     "LLAMA_USE_PREBUILT_UI": "OFF",
 }
+# Where a product and a sum become one rounding is the compiler's choice otherwise, and quantized bytes depend on it.
+FLAGS = "-ffp-contract=off"
 FOLDER = f"llama_cpp_python-{VERSION}"
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from pipeline.toolchain import host
+from pipeline.toolchain import runtime
 
 HIDDEN, FFN, HEADS, KV_HEADS, VOCABULARY = 1024, 2816, 16, 8, 32000
 CPU_RATIO_MAX = 1.05
@@ -104,7 +104,13 @@ def main() -> int:
         threads = str(args.threads)
         commands = {
             "edge-release": [sys.executable, "-c", OURS, str(model), str(ours), args.base, threads],
-            "llama-quantize": [str(host.find().quantize), str(model), str(theirs), args.base, threads],
+            "llama-quantize": [
+                str(runtime.find(runtime.native()).program(runtime.QUANTIZE)),
+                str(model),
+                str(theirs),
+                args.base,
+                threads,
+            ],
         }
         runs: dict[str, list[Run]] = {name: [] for name in commands}
         for _ in range(args.runs):

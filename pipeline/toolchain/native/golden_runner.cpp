@@ -109,19 +109,20 @@ class Reference {
     size_t size_ = 0, vocabulary_;
 };
 
-// Logits written one row after the other, under the final name only when complete.
-class Rows {
+// A file written piece by piece, under its final name only when complete; nothing where it is not wanted.
+class Output {
   public:
-    Rows(const std::string & path, bool wanted) : path_(path), partial_(path + ".partial") {
+    Output(const std::string & path, bool wanted) : path_(path), partial_(path + ".partial") {
         if (wanted && (file_ = std::fopen(partial_.c_str(), "wb")) == nullptr) throw Failure(path + ": cannot be written");
     }
-    Rows(const Rows &) = delete;
-    Rows & operator=(const Rows &) = delete;
-    ~Rows() {
+    Output(const Output &) = delete;
+    Output & operator=(const Output &) = delete;
+    ~Output() {
         if (file_ != nullptr) std::fclose(file_);
     }
-    void add(const float * row, size_t count) {
-        if (file_ != nullptr && std::fwrite(row, sizeof(float), count, file_) != count) throw Failure(path_ + ": cannot be written");
+    void add(const float * row, size_t count) { add_bytes(row, count * sizeof(float)); }
+    void add_bytes(const void * data, size_t size) {
+        if (file_ != nullptr && std::fwrite(data, 1, size, file_) != size) throw Failure(path_ + ": cannot be written");
     }
     void finish() {
         if (file_ == nullptr) return;
@@ -183,7 +184,7 @@ class Runner {
 
     int vocabulary() const { return size_; }
 
-    Generated greedy(const Request & request, Rows & rows) const {
+    Generated greedy(const Request & request, Output & rows) const {
         require_fit(request, request.prompt.size() + request.max_tokens);
         Generated found;
         const Context context = fresh();
@@ -291,11 +292,8 @@ std::vector<Request> read_requests(const std::string & path) {
 }
 
 void write_whole(const std::string & path, const std::string & data) {
-    Rows file(path, true);
-    static_assert(sizeof(float) == 4);
-    std::vector<char> padded(data.begin(), data.end());
-    padded.resize((padded.size() + 3) / 4 * 4, '\n');  // JSON may end in line breaks
-    file.add(reinterpret_cast<const float *>(padded.data()), padded.size() / 4);
+    Output file(path, true);
+    file.add_bytes(data.data(), data.size());
     file.finish();
 }
 
@@ -312,8 +310,8 @@ void run(const Options & options) {
     const size_t vocabulary = runner.vocabulary();
     json answers = json::array(), repeats = json::array();
 
-    Rows generated(options.out + "/generated.f32", options.logits);
-    Rows none("", false);
+    Output generated(options.out + "/generated.f32", options.logits);
+    Output none("", false);
     for (int pass = 0; pass < options.times; pass++) {
         json tokens = json::array();
         for (const Request & request : requests) {
@@ -332,7 +330,7 @@ void run(const Options & options) {
     for (const Request & request : requests) rows += request.forced.size();
     std::unique_ptr<Reference> reference;
     if (!options.reference.empty()) reference = std::make_unique<Reference>(options.reference, rows, vocabulary);
-    Rows forced(options.out + "/forced.f32", options.logits);
+    Output forced(options.out + "/forced.f32", options.logits);
     size_t at = 0;
     for (size_t i = 0; i < requests.size(); i++) {
         const Ids & ids = requests[i].forced;
