@@ -4,8 +4,9 @@ Rules: called before torch is imported, because torch and MKL choose their kerne
 nothing is pinned where the CPU lacks AVX2. Threads are fixed by the stages themselves.
 
 ATEN_CPU_CAPABILITY  vectorised kernels of ATen: softmax, activations, norms, sums
-MKL_CBWR             MKL's conditional numerical reproducibility: matrix products, attention. On CPUs other than Intel's MKL
-                     takes any branch but COMPATIBLE for AUTO (oneMKL Developer Guide, "Specifying Code Branches")
+MKL_CBWR             MKL's conditional numerical reproducibility: matrix products, attention. On CPUs that are not
+                     Intel's, MKL takes every branch but COMPATIBLE for AUTO (oneMKL Developer Guide, "Specifying Code
+                     Branches")
 ONEDNN_MAX_CPU_ISA   oneDNN's kernels: bfloat16 products
 """
 
