@@ -124,8 +124,7 @@ def _build(toolchain: HostToolchain, inputs: Inputs) -> None:
     work = toolchain.folder.with_suffix(".partial")
     work.mkdir(parents=True, exist_ok=True)
     tree = source.llama_cpp(toolchain.source)
-    maps = " ".join(f"-ffile-prefix-map={place}={name}" for place, name in ((tree, "llama.cpp"), (work, "build")))
-    fixed = f"{source.FLAGS} {maps}"
+    fixed = f"{source.FLAGS} {source.prefix_maps({tree: 'llama.cpp', work: 'build'})}"
     options = OPTIONS | {
         "CMAKE_C_COMPILER": inputs.cc,
         "CMAKE_CXX_COMPILER": inputs.cxx,

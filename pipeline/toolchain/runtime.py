@@ -167,8 +167,7 @@ def _build(runtime: Runtime, tree: Path, jobs: int | None) -> None:
     work.mkdir(parents=True, exist_ok=True)
     llama_cpp, cpu = source.llama_cpp(tree), CPUS[target]
     tools = _wrappers(work / "tools", cpu)
-    named = {NATIVE: "runtime", llama_cpp: "llama.cpp", work: "build", zig().parent: "zig"}
-    flags = " ".join(f"-ffile-prefix-map={place}={name}" for place, name in named.items())
+    flags = source.prefix_maps({NATIVE: "runtime", llama_cpp: "llama.cpp", work: "build", zig().parent: "zig"})
     options = {
         **OPTIONS,
         **dict(cpu.options),

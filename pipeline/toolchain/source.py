@@ -6,10 +6,12 @@ it runs; it is unpacked beside its place and renamed, and never written to after
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import ToolError
@@ -37,6 +39,13 @@ OPTIONS = {
 }
 # Where a product and a sum become one rounding is the compiler's choice otherwise, and quantized bytes depend on it.
 FLAGS = "-ffp-contract=off"
+
+
+def prefix_maps(named: Mapping[Path, str]) -> str:
+    """Return compiler flags by which objects hold names in the place of folders."""
+    return " ".join(shlex.quote(f"-ffile-prefix-map={folder}={name}") for folder, name in named.items())
+
+
 FOLDER = f"llama_cpp_python-{VERSION}"
 
 
