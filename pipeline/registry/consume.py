@@ -47,7 +47,8 @@ def fetch(
         row, before = Row(store, opener, line, channel), seen
         pointer, seen = _follow(row, seen)
         last = seen.releases.get(channel)
-        rolled_back = last is not None and pointer.version < last.version and row.rolled_back(before)
+        missed = last is not None and pointer.version < last.version
+        rolled_back = pointer.rollback or (missed and row.rolled_back(before))
     wanted = version if version is not None else pointer.version if pointer else 0
     bundles = load(store, line, wanted)
     if bundles is None:

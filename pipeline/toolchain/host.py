@@ -34,7 +34,7 @@ OPTIONS = {
     "LLAMA_BUILD_SERVER": "OFF",
     "LLAMA_BUILD_TOOLS": "OFF",
 }
-HINT = "make setup builds it once (about ten minutes of CPU time)"
+HINT = "make setup builds it once (some minutes of CPU time)"
 NO_COMPILER = "install a C and C++ compiler (Debian, Ubuntu: apt-get install g++) or name them in CC and CXX"
 
 

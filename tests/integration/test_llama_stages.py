@@ -53,11 +53,8 @@ def toolchain() -> host.HostToolchain:
 
 
 @pytest.fixture(scope="module")
-def llama_quantize() -> Path:
-    try:
-        return runtime.find(runtime.native()).program(runtime.QUANTIZE)
-    except ToolError as e:
-        pytest.skip(f"{e.message}: {e.hint}")
+def llama_quantize(toolchain: host.HostToolchain) -> Path:
+    return runtime.find(runtime.native()).program(runtime.QUANTIZE)
 
 
 def write_tier(root: Path, **changes: Any) -> Project:
