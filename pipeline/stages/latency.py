@@ -44,11 +44,16 @@ def _replayed(durations_ns: Mapping[str, Sequence[int]]) -> bytes:
         process.run(
             [
                 sys.executable, "-m", "pytest", "-q", "-c", folder / "pytest.ini", "--rootdir", folder,
-                "-p", "no:cacheprovider", "--benchmark-only", "--benchmark-disable-gc", "--benchmark-save-data",
+                "-p", "no:cacheprovider", "-p", "pytest_benchmark.plugin",
+                "--benchmark-only", "--benchmark-disable-gc", "--benchmark-save-data",
                 f"--benchmark-json={folder / 'benchmark.json'}", _REPLAY,
             ],
-            # Not a worker itself, if it is one that called: pytest-benchmark measures nothing in workers.
-            env={"EDGE_RELEASE_DURATIONS": str(folder / "durations.json"), "PYTEST_XDIST_WORKER": ""},
+            env={
+                "EDGE_RELEASE_DURATIONS": str(folder / "durations.json"),
+                # Of plugins this one alone: others would start for nothing, and it measures nothing in xdist's workers.
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+                "PYTEST_XDIST_WORKER": "",
+            },
             hint="pip install 'edge-release[build]'",
         )  # fmt: skip
         return (folder / "benchmark.json").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,19 @@ def test_a_consumer_that_missed_a_rollback_follows_what_came_after_it(
     with pytest.raises(TrustError) as caught:
         fetch(store, seen=seen, **look)
     assert caught.value.refusal is Refusal.ROLLBACK
+
+
+def test_a_rollback_read_by_another_process_first_is_followed(
+    store: FolderStore, publisher: Publisher, add: Any
+) -> None:
+    """Another process remembered the move and was killed before it used the release: the move is still a rollback."""
+    add(1, 2)
+    look = {"opener": publisher.opener, "line": LINE, "now": NOW, "channel": DEV}
+    seen = fetch(store, seen=Seen(), **look).seen
+    back = _rollback(store, publisher)
+    known = replace(seen, serials={**seen.serials, DEV: back.serial})
+    found = fetch(store, seen=known, **look)
+    assert (found.manifest.release.version, found.rolled_back) == (1, True)
 
 
 def test_a_release_that_was_rolled_back_from_needs_promotion(
