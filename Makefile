@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 # Extra options for installing torch, e.g. TORCH_OPTIONS="--index-url <PyTorch's CPU wheel index>" to spare the CUDA build.
 TORCH_OPTIONS ?=
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+TIERS  := tiny-edge mid-tier
 SAY    := @printf '\n==> %s\n'
 # In a job of GitHub Actions, the commands of .venv for the steps that follow.
 STEPS  := @test -z "$$GITHUB_PATH" || echo '$(CURDIR)/$(BIN)' >> "$$GITHUB_PATH"
@@ -15,7 +16,7 @@ export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-base emulators runtimes release report test check fix rebuild bench lock train-demo schema clean
-.PHONY: ci-build ci-gate ci-summary image-files image-sign
+.PHONY: ci-build ci-gate ci-summary image-files image-sign $(TIERS)
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  \t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -36,11 +37,17 @@ runtimes: $(VENV)/.ready ## cross-compile the programs of all three targets (som
 
 release: runtimes ## the main job: build, check, sign and publish all nine variants
 	$(SAY) 'building and checking the variants (dvc repro)'
+	@test -e dvc.lock || { dvc repro --quiet teacher && $(MAKE) --no-print-directory --jobs 2 $(TIERS); }
 	@dvc repro
 	$(SAY) 'signing'
 	@edge-release sign
 	$(SAY) 'publishing'
 	@edge-release publish
+
+# DVC makes one stage at a time. In a fresh clone the tiers are distilled side by side first; what fails here, `dvc repro`
+# does again and explains.
+$(TIERS):
+	@dvc repro --quiet --single-item distill@$@ || true
 
 report: $(VENV)/.ready ## write the report of what was built, or why the gate refused it: build/report/
 	@edge-release report

@@ -76,10 +76,10 @@ def distill(project: Project, tier: Tier, *, progress: bool = True, hub: Hub | N
     from pipeline.stages.ranks import joined
 
     with _deterministic(), joined() as ranks:
-        return _distill(project, tier, source.distill, ranks, progress)
+        return _distill(project, tier, source.distill, ranks, f"distill {tier}" if progress else "")
 
 
-def _distill(project: Project, tier: Tier, recipe: Distill, ranks: Ranks, progress: bool) -> Report:
+def _distill(project: Project, tier: Tier, recipe: Distill, ranks: Ranks, progress: str) -> Report:
     from pipeline.stages.answers import exact_match
     from pipeline.stages.batches import encode
     from pipeline.stages.chat import Chat
@@ -134,15 +134,19 @@ def load(folder: Path, device: torch.device) -> Any:
     return model.eval().requires_grad_(False).to(device)
 
 
-def learn(learner: Learner, rows: Sequence[Row], pad: int, checkpoint: Checkpoint, *, progress: bool) -> int:
-    """Run the recipe's steps, from the checkpoint on where there is one; returns the tokens learned from."""
+def learn(learner: Learner, rows: Sequence[Row], pad: int, checkpoint: Checkpoint, *, progress: str) -> int:
+    """Run the recipe's steps, from the checkpoint on where there is one; returns the tokens learned from.
+
+    Args:
+        progress: the bar's name; without one there is none.
+    """
     from pipeline.stages.batches import Schedule, collate
 
     recipe = learner.recipe
     schedule = Schedule([len(row.ids) for row in rows], recipe.batch, recipe.seed)
     done, tokens = checkpoint.restore(learner)
     shown = progress and learner.ranks.writes
-    with tqdm(total=recipe.steps, initial=done, unit="step", file=sys.stderr, disable=not shown) as bar:
+    with tqdm(total=recipe.steps, initial=done, desc=progress, unit="step", file=sys.stderr, disable=not shown) as bar:
         for step in range(done, recipe.steps):
             chosen = [rows[place] for place in schedule.step(step)]
             loss = learner.step(collate(chosen, recipe.prompt_weight, pad), step)

@@ -121,11 +121,11 @@ def test_a_killed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     folder = work(tmp_path)
     rows, path = rows_of(folder), tmp_path / "checkpoint.pt"
     whole = learner(folder)
-    learn(whole, rows, 4, Checkpoint(tmp_path / "other.pt", "inputs"), progress=False)
+    learn(whole, rows, 4, Checkpoint(tmp_path / "other.pt", "inputs"), progress="")
 
     def be_killed() -> None:
         clock = count(step=11)
-        learn(learner(folder, Killed), rows, 4, Checkpoint(path, "inputs", lambda: next(clock)), progress=False)
+        learn(learner(folder, Killed), rows, 4, Checkpoint(path, "inputs", lambda: next(clock)), progress="")
 
     child = multiprocessing.get_context("fork").Process(target=be_killed)
     child.start()
@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     assert child.exitcode == -signal.SIGKILL
     resumed = learner(folder)
     assert 0 < Checkpoint(path, "inputs").restore(learner(folder))[0] <= 7
-    learn(resumed, rows, 4, Checkpoint(path, "inputs"), progress=False)
+    learn(resumed, rows, 4, Checkpoint(path, "inputs"), progress="")
     assert weights_digest(resumed.student) == weights_digest(whole.student)
 
 
