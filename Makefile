@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Python compiles what is imported when it first is; compiling all of torch beforehand takes half a minute (--no-compile).
 # Extra options for installing torch, e.g. TORCH_OPTIONS="--index-url <PyTorch's CPU wheel index>" to spare the CUDA build.
 TORCH_OPTIONS ?=
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-TIERS  := tiny-edge mid-tier
+TIERS  := tiny-edge mid-tier large
 SAY    := @printf '\n==> %s\n'
 # In a job of GitHub Actions, the commands of .venv for the steps that follow.
 STEPS  := @test -z "$$GITHUB_PATH" || echo '$(CURDIR)/$(BIN)' >> "$$GITHUB_PATH"
@@ -37,17 +38,19 @@ runtimes: $(VENV)/.ready ## cross-compile the programs of all three targets (som
 
 release: runtimes ## the main job: build, check, sign and publish all nine variants
 	$(SAY) 'building and checking the variants (dvc repro)'
-	@test -e dvc.lock || { dvc repro --quiet teacher && $(MAKE) --no-print-directory --jobs 2 $(TIERS); }
+	@test -e dvc.lock || { dvc repro --quiet --glob teacher emulators 'runtime@*' && $(MAKE) --no-print-directory --jobs 2 $(TIERS); }
 	@dvc repro
 	$(SAY) 'signing'
 	@edge-release sign
 	$(SAY) 'publishing'
 	@edge-release publish
 
-# DVC makes one stage at a time. In a fresh clone the tiers are distilled side by side first; what fails here, `dvc repro`
-# does again and explains.
+# DVC makes one stage at a time. In a fresh clone the tiers are made side by side first, each in its order, but for what
+# takes times; what fails here, `dvc repro` does again and explains.
+MADE = $(foreach stage,distill convert calibrate sensitivity search quantize reference check-emulated certify,'$(stage)@$@*')
+large: MADE = 'shard@*'
 $(TIERS):
-	@dvc repro --quiet --single-item distill@$@ || true
+	@dvc repro --quiet --single-item --glob $(MADE) || true
 
 report: $(VENV)/.ready ## write the report of what was built, or why the gate refused it: build/report/
 	@edge-release report
@@ -133,9 +136,9 @@ $(VENV)/.ready: requirements/all.txt pyproject.toml pipeline/toolchain/source.py
 	@command -v c++ >/dev/null || { echo 'edge-release needs a C++ compiler: apt install g++ (or ask for it)'; exit 4; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo 'python3 has no venv: apt install python3-venv'; exit 4; }
 	$(SAY) 'installing torch (pinned, first)'
-	@$(PIP) install $(TORCH_OPTIONS) torch==2.13.0
+	@$(PIP) install --no-compile $(TORCH_OPTIONS) torch==2.13.0
 	$(SAY) 'installing the pinned dependencies'
-	@$(PIP) install --no-deps --require-hashes -r requirements/all.txt
+	@$(PIP) install --no-compile --no-deps --require-hashes -r requirements/all.txt
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	$(SAY) 'building llama.cpp from its pinned source (some minutes once, then cached in ~/.cache/edge-release)'
 	@wheel="$$(edge-release toolchain host)" && $(PIP) install --quiet --no-deps --force-reinstall "$$wheel"

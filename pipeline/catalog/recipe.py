@@ -2,15 +2,16 @@
 
 Rules: `base` is a preset of llama.cpp; `tensors` is a list of PATTERN=TYPE as `llama-quantize --tensor-type-file` reads
 it, regular expressions over GGUF tensor names of which the first match wins. Equal recipes have equal digests, and so
-give one file.
+give one file. A `Search` stands in a recipe's place where stage `search` is to find it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from pipeline.catalog.document import Document
 
@@ -30,19 +31,27 @@ TENSOR_TYPES = {
 }  # fmt: skip
 
 
+def known_preset(value: str) -> str:
+    """Return a preset's name; raises ValueError where llama.cpp has none such."""
+    if value not in PRESETS:
+        raise ValueError(f"allowed are {', '.join(PRESETS)}")
+    return value
+
+
 class Recipe(Document):
     """How one GGUF variant is quantized."""
 
-    base: str
-    imatrix: bool = True
-    tensors: list[str] = Field(default_factory=list)
+    base: Annotated[str, Field(description="a preset of llama.cpp, for what 'tensors' does not name")]
+    imatrix: Annotated[bool, Field(description="use the importance matrix")] = True
+    tensors: list[str] = Field(default_factory=list, description="PATTERN=TYPE, the first match wins")
+    no_imatrix: list[str] = Field(
+        default_factory=list, description="names of tensors that are rounded without the importance matrix"
+    )
 
     @field_validator("base")
     @classmethod
     def _known_preset(cls, value: str) -> str:
-        if value not in PRESETS:
-            raise ValueError(f"allowed are {', '.join(PRESETS)}")
-        return value
+        return known_preset(value)
 
     @field_validator("tensors")
     @classmethod
@@ -70,3 +79,49 @@ class Recipe(Document):
     def digest(self) -> str:
         """sha256 over everything that affects the bytes; the order of `tensors` counts: the first match wins."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class Budget(Document):
+    """What a variant may cost; the recipe that parts least from the unquantized tier within it is searched for."""
+
+    preset: Annotated[
+        str | None, Field(description="at most its bytes, and its instructions a token times 'instructions_ratio_max'")
+    ] = None
+    bytes_max: Annotated[int | None, Field(ge=1, description="bytes of the file")] = None
+    bytes_per_token_max: Annotated[int | None, Field(ge=1, description="weight bytes read to decode a token")] = None
+    instructions_ratio_max: Annotated[float, Field(gt=0, description="against the preset's")] = 1.05
+    types: Annotated[
+        list[str] | None, Field(min_length=1, description="types to choose from; null: those the target runs fast")
+    ] = None
+    measured: Annotated[int, Field(ge=1, le=1000, description="candidates quantized and measured as a whole")] = 24
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, value: str | None) -> str | None:
+        return value if value is None else known_preset(value)
+
+    @field_validator("types")
+    @classmethod
+    def _known_types(cls, value: list[str] | None) -> list[str] | None:
+        if unknown := [kind for kind in value or [] if kind not in TENSOR_TYPES]:
+            raise ValueError(f"{unknown[0]} is none of {', '.join(TENSOR_TYPES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Budget:
+        if self.preset is None and self.bytes_max is None and self.bytes_per_token_max is None:
+            raise ValueError("needs one of 'preset', 'bytes_max' and 'bytes_per_token_max'")
+        return self
+
+
+class Search(Document):
+    """In place of a recipe: it is to be found within a budget."""
+
+    search: Budget
+
+
+def _which(value: Any) -> str:
+    return "search" if isinstance(value, Search) or (isinstance(value, dict) and "search" in value) else "recipe"
+
+
+Chosen = Annotated[Annotated[Recipe, Tag("recipe")] | Annotated[Search, Tag("search")], Discriminator(_which)]

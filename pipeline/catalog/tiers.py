@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from pipeline.catalog.document import Document
 from pipeline.catalog.names import GGUF_TIERS, Target, Tier
-from pipeline.catalog.recipe import Recipe
+from pipeline.catalog.recipe import Chosen
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -78,6 +78,14 @@ class Calibrate(Document):
     chunks: Annotated[int, Field(ge=1, description="at most this many")] = 256
 
 
+class Sensitivity(Document):
+    """How a tier's matrices are surveyed, where a recipe is to be searched for."""
+
+    per_family: Annotated[int, Field(ge=2, description="calibration examples of each family")] = 64
+    draws: Annotated[int, Field(ge=1, description="random signs a position: more make predictions less noisy")] = 4
+    seed: int = 0
+
+
 class Shard(Document):
     """How the large tier is split for tensor parallelism."""
 
@@ -95,7 +103,8 @@ class TierFile(Document):
     distill: Annotated[Distill | None, Field(description="null where the tier has its own hub repository")]
     convert: Convert | None = None
     calibrate: Calibrate | None = None
-    recipes: dict[Target, Recipe] | None = None
+    recipes: dict[Target, Chosen] | None = None
+    sensitivity: Sensitivity = Field(default_factory=Sensitivity)
     shard: Shard | None = None
 
     @model_validator(mode="after")

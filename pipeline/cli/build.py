@@ -24,10 +24,20 @@ def add_commands(commands: Commands) -> None:
         ("distill", _distill, "stage: prune the teacher and distil it into a tier"),
         ("convert", _convert, "stage: convert a tier to GGUF"),
         ("calibrate", _calibrate, "stage: collect a tier's importance matrix"),
+        ("sensitivity", _sensitivity, "stage: what each matrix of a tier loses at each quantization type"),
         ("reference", _reference, "stage: tokenize the golden prompts, and decode them with the unquantized tier"),
         ("certify", _certify, "stage: compare how each file of a tier decodes on all targets"),
     ):
         _tier_option(add(commands, name, run, summary, f"{name} --tier tiny-edge"))
+    search = add(
+        commands,
+        "search",
+        _search,
+        "stage: a variant's recipe, written out in models/*.yaml or found within its budget",
+        "search --tier tiny-edge --target arm64",
+    )
+    _tier_option(search)
+    _target_option(search)
     quantize = add(
         commands,
         "quantize",
@@ -173,6 +183,19 @@ def _calibrate(args: argparse.Namespace) -> None:
     from pipeline.stages import calibrate
 
     calibrate.calibrate(Project.load(), args.tier)
+
+
+def _sensitivity(args: argparse.Namespace) -> None:
+    pin_cpu_kernels()
+    from pipeline.stages import sensitivity
+
+    sensitivity.sensitivity(Project.load(), args.tier)
+
+
+def _search(args: argparse.Namespace) -> None:
+    from pipeline.stages import search
+
+    search.search(Project.load(), Variant(args.tier, args.target))
 
 
 def _quantize(args: argparse.Namespace) -> None:

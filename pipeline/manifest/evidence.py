@@ -35,20 +35,29 @@ class Answer(Record):
     passed: bool
 
 
+class Interval(Record):
+    """Where 95 of 100 values lie that other prompts of the same kind would have given (percentile bootstrap)."""
+
+    low: Amount
+    high: Amount
+
+
 class Family(Record):
-    """One prompt family's quality; `mean_kl` in nats over all positions."""
+    """One prompt family's quality; `mean_kl` in nats over all positions, `answer_kl` over those of the answer."""
 
     prompts: Count
     exact_match: Fraction
     mean_kl: Amount
+    answer_kl: Amount | None = None
+    mean_kl_interval: Interval | None = None
 
 
 class Quality(Record):
     """Quality over all golden prompts.
 
     `exact_match` is the mean over families; `mean_kl` and `p99_kl` (nats) compare next-token distributions with the
-    unquantized tier over all prompt and answer positions; `perplexity_ratio` is perplexity on the expected answers
-    divided by the unquantized tier's.
+    unquantized tier over all prompt and answer positions, `answer_kl` over those that predict the answer;
+    `perplexity_ratio` is perplexity on the expected answers divided by the unquantized tier's.
     """
 
     exact_match: Fraction
@@ -56,6 +65,9 @@ class Quality(Record):
     p99_kl: Amount
     perplexity_ratio: Amount
     families: dict[str, Family]
+    answer_kl: Amount | None = None
+    mean_kl_interval: Interval | None = None
+    exact_match_interval: Interval | None = None
 
 
 class Memory(Record):

@@ -19,6 +19,7 @@ from pipeline.manifest import oms
 from pipeline.manifest.encoding import Record, Sha256, decode, sha256
 from pipeline.manifest.evidence import Certificate, Evidence, File, Measurement, Missing
 from pipeline.manifest.names import safe_name
+from pipeline.manifest.search import Found
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 MANIFEST_TYPE: Final = "https://edge-release.dev/manifest/v1"
@@ -87,7 +88,9 @@ class RuntimeEntry(Record):
 
 
 class VariantEntry(Record):
-    """One variant: its files, how it was made, and the proof; `missing` are the checks that could not be made."""
+    """One variant: its files, how it was made, and the proof; `missing` are the checks that could not be made,
+    `search` how its recipe was found where it was not written out.
+    """
 
     name: str
     tier: Tier
@@ -101,6 +104,7 @@ class VariantEntry(Record):
     missing: list[Missing] = Field(default_factory=list)
     attestations: list[Attestation] = Field(default_factory=list)
     certificate: Certificate | None = None
+    search: Found | None = None
 
 
 class Row(Record):

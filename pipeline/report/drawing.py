@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
 from pipeline.report import text
-from pipeline.report.layout import Bar, Box, Chart, Dot, Line, Mark, Span, Tick
+from pipeline.report.layout import Bar, Box, Chart, Cloud, Dot, Drawn, Grid, Line, Mark, Span, Tick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,10 +39,12 @@ _SETTINGS: dict[str, Any] = {
     "ytick.labelcolor": _COLOURS["ink"],
 }
 _WIDTH, _LINE, _AROUND = 4.9, 0.215, 0.62  # inches: of a chart, of each of its lines, of title and axis
+_TALL, _CELL = 3.2, 0.165  # inches: of a cloud, of a grid's row
+_LEAST = 1e-9  # drawn in place of zero on a logarithmic axis
 _DECADES = 9  # of a logarithmic axis, at most
 
 
-def svg(chart: Chart) -> str:
+def svg(chart: Drawn) -> str:
     """Return a chart as an `<svg>` element."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -52,13 +54,81 @@ def svg(chart: Chart) -> str:
         matplotlib.rcdefaults()
         settings: Any = {**_SETTINGS, "svg.hashsalt": chart.key}
         matplotlib.rcParams.update(settings)
-        figure = Figure(figsize=(_WIDTH, _AROUND + _LINE * len(chart.lines)), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, _height(chart)), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        _draw(axes, chart)
+        match chart:
+            case Chart():
+                _draw(axes, chart)
+            case Cloud():
+                _scatter(axes, chart)
+            case Grid():
+                _shade(axes, chart)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return _inline(out.getvalue(), chart)
+
+
+def _height(chart: Drawn) -> float:
+    match chart:
+        case Chart():
+            return _AROUND + _LINE * len(chart.lines)
+        case Cloud():
+            return _TALL
+        case Grid():
+            return _AROUND + _CELL * len(chart.rows)
+
+
+def _scatter(axes: Axes, chart: Cloud) -> None:
+    for series in chart.series:
+        colour = _COLOURS["ink" if series.cross else "host" if series.joined else "muted"]
+        axes.plot(
+            [x for x, _ in series.points],
+            [max(y, _LEAST) for _, y in series.points],
+            marker="x" if series.cross else "o",
+            markersize=9 if series.cross else 4,
+            linestyle="-" if series.joined else "",
+            linewidth=1,
+            color=colour,
+            markerfacecolor=colour if series.joined else _COLOURS["paper"],
+            zorder=5 if series.cross else 4,
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel(chart.x_axis)
+    axes.set_ylabel(chart.y_axis)
+    axes.grid(color=_COLOURS["grid"], linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _shade(axes: Axes, chart: Grid) -> None:
+    from matplotlib.patches import Rectangle
+
+    known = [math.log10(max(v, _LEAST)) for row in chart.values for v in row if v is not None]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    for y, row in enumerate(chart.values):
+        for x, value in enumerate(row):
+            if value is None:
+                continue
+            shade = (math.log10(max(value, _LEAST)) - low) / ((high - low) or 1.0)
+            framed = x in chart.chosen[y]
+            axes.add_patch(
+                Rectangle(
+                    (x - 0.5, y - 0.5), 1, 1, facecolor=_COLOURS["host"], alpha=round(0.05 + 0.9 * shade, 3),
+                    edgecolor="none",
+                )
+            )  # fmt: skip
+            if framed:
+                axes.add_patch(
+                    Rectangle((x - 0.42, y - 0.42), 0.84, 0.84, fill=False, edgecolor=_COLOURS["ink"], linewidth=1.2)
+                )
+    axes.set_xlim(-0.5, len(chart.columns) - 0.5)
+    axes.set_ylim(len(chart.rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(chart.rows)), [text.plain(row) for row in chart.rows], fontsize=7.5)
+    axes.set_xticks(range(len(chart.columns)), [text.plain(c) for c in chart.columns], fontsize=7.5, rotation=60)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def _draw(axes: Axes, chart: Chart) -> None:
@@ -131,7 +201,7 @@ def _decades(lines: Sequence[Line]) -> tuple[float, float]:
     return 10.0 ** max(low, high - _DECADES), 10.0**high
 
 
-def _inline(document: str, chart: Chart) -> str:
+def _inline(document: str, chart: Drawn) -> str:
     body = document[document.index("<svg") :]
     body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
     referred = set(re.findall(r'(?:url\(#|href="#)([\w.-]+)', body))

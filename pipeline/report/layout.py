@@ -120,6 +120,46 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Series:
+    """Points of one kind in a cloud, (x, y); `joined` by a line, a `cross` instead of a ring."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    joined: bool = False
+    cross: bool = False
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points over two axes, the second logarithmic; `summary` says in words what it shows."""
+
+    key: str
+    title: str
+    x_axis: str
+    y_axis: str
+    legend: str
+    summary: str
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A map of figures, shaded by their logarithm; None where there is none, `chosen` columns of each row framed."""
+
+    key: str
+    title: str
+    legend: str
+    summary: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    chosen: tuple[frozenset[int], ...]
+
+
+Drawn = Chart | Cloud | Grid
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page; `brief` ones belong in a pull request's comment too."""
 
@@ -128,7 +168,7 @@ class Section:
     says: tuple[str, ...] = ()
     items: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
-    charts: tuple[Chart, ...] = ()
+    charts: tuple[Drawn, ...] = ()
     brief: bool = False
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.catalog.names import GGUF_TIERS, RunnerClass, Variant
 from pipeline.manifest.evidence import Certificate, File, Missing
 from pipeline.manifest.gate import Check, Proof
+from pipeline.manifest.search import Found
 from pipeline.manifest.statement import Manifest, ModelConfig, Row, RuntimeEntry, VariantEntry, Verdict
 
 
@@ -37,6 +38,7 @@ class Part:
     checks: Sequence[Check] = ()
     missing: Sequence[Missing] = ()
     signed: frozenset[RunnerClass] = frozenset()
+    search: Found | None = None
 
     @property
     def base(self) -> str | None:
@@ -124,12 +126,14 @@ def of_evidence(
     origin: Origin,
     recipes: Mapping[Variant, Mapping[str, Any]],
     models: Mapping[Variant, ModelConfig],
+    searches: Mapping[Variant, Found],
 ) -> Subject:
     """Return what is known where no release was made: the checks, and the verdict over them.
 
     Args:
         recipes: of every variant that is to be shown.
         models: of the variants that were built.
+        searches: of the variants whose recipe was searched for.
     """
     parts = []
     for variant, recipe in recipes.items():
@@ -143,6 +147,7 @@ def of_evidence(
                 model=models.get(variant),
                 checks=checks,
                 missing=[m for m in missing if m.variant == variant.name],
+                search=searches.get(variant),
             )
         )
     return Subject(
@@ -168,6 +173,7 @@ def _part(entry: VariantEntry) -> Part:
         checks=[Check(e, measured.get(e.runner), str(base) if base else None) for e in entry.evidence],
         missing=entry.missing,
         signed=frozenset(a.runner for a in entry.attestations),
+        search=entry.search,
     )
 
 

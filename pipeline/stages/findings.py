@@ -6,10 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from pipeline.catalog.names import VARIANTS, RunnerClass, Tier, Variant
 from pipeline.errors import StageError
 from pipeline.manifest.evidence import Certificate, Certificates, Evidence, Measurement, Missing
 from pipeline.manifest.gate import MEASURED
+from pipeline.manifest.search import Found
 from pipeline.stages.project import Project
 
 
@@ -46,6 +49,20 @@ def certificates(project: Project, tier: Tier) -> list[Certificate]:
     """Return the certificates of a tier's files, none where they were not compared."""
     path = project.certificates(tier)
     return Certificates.model_validate_json(path.read_bytes()).certificates if path.exists() else []
+
+
+def search(project: Project, variant: Variant) -> Found | None:
+    """Return how a variant's recipe was found, None where it was written out or nothing was built.
+
+    Raises:
+        StageError: the file is not what `search` writes.
+    """
+    path = project.search(variant)
+    data = path.read_bytes().strip() if path.exists() else b"null"
+    try:
+        return None if data == b"null" else Found.model_validate_json(data)
+    except ValidationError as e:
+        raise StageError(f"{path}: no record of a search: {str(e).splitlines()[0]}", hint="dvc repro") from e
 
 
 def read_one(project: Project, variant: Variant, runner: RunnerClass) -> Finding:

@@ -63,5 +63,4 @@ def proof(project: Project) -> Proof:
 
 def _format(project: Project, evidence: Evidence) -> str | None:
     variant = Variant.parse(evidence.variant)
-    recipes = project.tier(variant.tier).recipes
-    return recipes[variant.target].base if recipes else None
+    return project.recipe(variant).base if variant.tier in GGUF_TIERS else None

@@ -32,7 +32,7 @@ from pipeline.toolchain import source as toolchain
 GOLDEN_FILE = "golden.jsonl"
 
 # Stages whose lock entries decide the released bytes; checks and gate carry wall-clock figures.
-_BYTES = ("teacher", "distill", "convert", "calibrate", "quantize", "runtime", "shard")
+_BYTES = ("teacher", "distill", "convert", "calibrate", "search", "quantize", "runtime", "shard")
 
 
 def write(project: Project) -> Manifest:
@@ -135,15 +135,15 @@ def _entry(project: Project, variant: Variant, found: Findings, released: dict[s
         evidence=[c.evidence for c in checks],
         measurements=[c.measurement for c in checks if c.measurement],
         missing=[m for m in found.missing if m.variant == variant.name],
+        search=findings.search(project, variant) if variant.tier in GGUF_TIERS else None,
         certificate=next((c for c in findings.certificates(project, variant.tier) if c.model_sha256 == model), None),
     )
 
 
 def recipe(project: Project, variant: Variant) -> dict[str, Any]:
     """Return how a variant is made: its quantization recipe, or how it is sharded."""
-    tier = project.tier(variant.tier)
-    found = tier.recipes[variant.target] if tier.recipes else tier.shard
-    assert found is not None
+    found = project.recipe(variant) if variant.tier in GGUF_TIERS else project.tier(variant.tier).shard
+    assert found is not None, "the catalog gives the large tier a shard"
     return found.model_dump(mode="json")
 
 

@@ -13,6 +13,7 @@ from pipeline.catalog.document import parse_yaml
 from pipeline.catalog.golden import Example, GoldenPrompt, parse_examples, parse_golden
 from pipeline.catalog.names import RunnerClass, Target, Tier, Variant
 from pipeline.catalog.params import Params
+from pipeline.catalog.recipe import Recipe
 from pipeline.catalog.tiers import TierFile
 from pipeline.errors import CatalogError
 from pipeline.ports import files
@@ -31,6 +32,10 @@ def _tier_file(text: str, file: str, *, tier: Tier) -> TierFile:
     if found.tier is not tier:
         raise CatalogError(f"{file}: tier is {found.tier}, allowed here: {tier}", hint=f"write 'tier: {tier}'")
     return found
+
+
+def _recipe(text: str, file: str) -> Recipe:
+    return parse_yaml(text, Recipe, file)
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,26 @@ class Project:
 
     def imatrix(self, tier: Tier) -> Path:
         return self.build / "imatrix" / f"{tier}.gguf"
+
+    def trials(self, tier: Tier) -> Path:
+        """Folder of recipes tried and matrices surveyed so far; outside the DVC graph, a cache."""
+        return self.build / "trials" / tier
+
+    def sensitivity(self, tier: Tier) -> Path:
+        """What each matrix of a tier loses at each type."""
+        return self.build / "sensitivity" / f"{tier}.json"
+
+    def recipe_file(self, variant: Variant) -> Path:
+        """The recipe a variant is quantized by, written out or found."""
+        return self.build / "recipes" / f"{variant.name}.yaml"
+
+    def recipe(self, variant: Variant) -> Recipe:
+        """Return the recipe a variant is quantized by; raises CatalogError where there is none yet."""
+        return files.load(self.recipe_file(variant), _recipe)
+
+    def search(self, variant: Variant) -> Path:
+        """How a variant's recipe was found."""
+        return self.build / "search" / f"{variant.name}.json"
 
     def reference(self, tier: Tier) -> Path:
         """Folder of the golden prompts in a tier's tokens, and the unquantized tier's logits over them."""

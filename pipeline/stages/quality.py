@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from math import exp
+from random import Random
 from statistics import fmean
 
 from pipeline.catalog.golden import GoldenPrompt
 from pipeline.errors import StageError
-from pipeline.manifest.evidence import Family, Quality, quantile
+from pipeline.manifest.evidence import Family, Interval, Quality, quantile
 from pipeline.stages.golden import GoldenAnswer, GoldenRun, Request
+
+RESAMPLES = 1000
 
 
 def quality(prompts: Sequence[GoldenPrompt], requests: Sequence[Request], run: GoldenRun) -> Quality:
@@ -28,22 +31,28 @@ def quality(prompts: Sequence[GoldenPrompt], requests: Sequence[Request], run: G
         if len(answer.kl) != len(request.forced) or len(answer.nll) != len(answer.reference_nll):
             raise StageError(f"{answer.id}: not every position was compared", hint="dvc repro")
     passed = {p.id: p.accepts(a.text) for p, _, a in rows}
-    families = {
-        family: Family(
-            prompts=sum(p.family == family for p in prompts),
-            exact_match=rounded(fmean(passed[p.id] for p in prompts if p.family == family)),
-            mean_kl=_mean_kl(a for p, _, a in rows if p.family == family),
+    families = {}
+    for family in sorted({p.family for p in prompts}):
+        own = [(r, a) for p, r, a in rows if p.family == family]
+        families[family] = Family(
+            prompts=len(own),
+            exact_match=rounded(fmean(passed[a.id] for _, a in own)),
+            mean_kl=_ratio(_sums(own)),
+            answer_kl=_ratio(_answer_sums(own)),
+            mean_kl_interval=interval(_sums(own)),
         )
-        for family in sorted({p.family for p in prompts})
-    }
-    nll = fmean(chain.from_iterable(_answer_part(r, a.nll) for _, r, a in rows))
-    reference_nll = fmean(chain.from_iterable(_answer_part(r, a.reference_nll) for _, r, a in rows))
+    every = [(r, a) for _, r, a in rows]
+    nll = fmean(chain.from_iterable(_answer_part(r, a.nll) for r, a in every))
+    reference_nll = fmean(chain.from_iterable(_answer_part(r, a.reference_nll) for r, a in every))
     return Quality(
         exact_match=rounded(fmean(f.exact_match for f in families.values())),
-        mean_kl=_mean_kl(run.answers),
-        p99_kl=rounded(max(0.0, quantile([kl for a in run.answers for kl in a.kl], 0.99))),
+        mean_kl=_ratio(_sums(every)),
+        p99_kl=rounded(max(0.0, quantile([kl for _, a in every for kl in a.kl], 0.99))),
         perplexity_ratio=rounded(exp(nll - reference_nll)),
         families=families,
+        answer_kl=_ratio(_answer_sums(every)),
+        mean_kl_interval=interval(_sums(every)),
+        exact_match_interval=interval([(float(passed[a.id]), 1) for _, a in every]),
     )
 
 
@@ -52,10 +61,30 @@ def rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _answer_part(request: Request, nll: Sequence[float]) -> Iterable[float]:
+def interval(sums: Sequence[tuple[float, int]]) -> Interval:
+    """Return the 95 % interval of a mean from each prompt's sum and count, prompts drawn anew; always the same draws.
+
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13 (percentiles).
+    """
+    draw = Random(0)  # noqa: S311 - statistics
+    means = [_ratio(draw.choices(sums, k=len(sums))) for _ in range(RESAMPLES)]
+    return Interval(low=rounded(quantile(means, 0.025)), high=rounded(quantile(means, 0.975)))
+
+
+def _ratio(sums: Iterable[tuple[float, int]]) -> float:
+    values, counts = zip(*sums, strict=True)
+    return rounded(max(0.0, sum(values) / max(1, sum(counts))))
+
+
+def _sums(rows: Iterable[tuple[Request, GoldenAnswer]]) -> list[tuple[float, int]]:
+    return [(sum(answer.kl), len(answer.kl)) for _, answer in rows]
+
+
+def _answer_sums(rows: Iterable[tuple[Request, GoldenAnswer]]) -> list[tuple[float, int]]:
+    parts = [list(_answer_part(request, answer.kl)) for request, answer in rows]
+    return [(sum(part), len(part)) for part in parts]
+
+
+def _answer_part(request: Request, values: Sequence[float]) -> Sequence[float]:
     # From the position that predicts the answer's first token on; without an answer all of the prompt's count.
-    return nll[request.prompt_length - 1 :] if request.prompt_length < len(request.forced) else nll
-
-
-def _mean_kl(answers: Iterable[GoldenAnswer]) -> float:
-    return rounded(max(0.0, fmean(chain.from_iterable(a.kl for a in answers))))
+    return values[request.prompt_length - 1 :] if request.prompt_length < len(request.forced) else values

@@ -22,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.catalog.names import Tier, Variant
+from pipeline.catalog.names import Target, Tier, Variant
 from pipeline.catalog.recipe import Recipe
 from pipeline.errors import CatalogError, StageError
+from pipeline.manifest import gguf
 from pipeline.manifest.encoding import canonical, sha256
+from pipeline.manifest.tensor import Tensor
 from pipeline.ports import files, llama
 from pipeline.stages.project import MODEL, Project
 from pipeline.toolchain.cache import locked
@@ -77,10 +79,8 @@ def quantize(project: Project, variant: Variant) -> Quantized:
         StageError: the unquantized model or the importance matrix is missing or broken.
         ToolError: llama.cpp refuses; its last lines are in the message.
     """
-    recipes = project.tier(variant.tier).recipes
-    assert recipes is not None, "a GGUF tier's file has 'recipes'"
-    recipe = recipes[variant.target]
-    refuse_unusable(recipe, f"models/{variant.tier}.yaml: recipes.{variant.target}")
+    recipe = project.recipe(variant)
+    refuse_unusable(recipe, _where(variant))
     source, matrix = project.gguf(variant.tier), project.imatrix(variant.tier)
     llama.header(source)
     llama.header(matrix)
@@ -92,7 +92,8 @@ def quantize(project: Project, variant: Variant) -> Quantized:
         reused = found is not None
         if found is None:
             found = _make(kept, source, matrix if recipe.imatrix else None, recipe, variant)
-        _prune(store, {inputs.key(r) for r in recipes.values()})
+        others = [Variant(variant.tier, target) for target in Target]
+        _prune(store, {inputs.key(project.recipe(v)) for v in others if project.recipe_file(v).exists()})
         with files.new_folder(project.variant(variant)) as folder:
             files.put(kept, folder / MODEL)
             (folder / RECIPE).write_bytes(_describe(recipe, inputs, found["fallbacks"]))
@@ -134,6 +135,20 @@ def refuse_unmatched(recipe: Recipe, tensors: list[str], imatrix: Imatrix, where
             )
 
 
+def used(imatrix: Imatrix, recipe: Recipe) -> Imatrix | None:
+    """Return the part of an importance matrix that a recipe uses."""
+    if not recipe.imatrix:
+        return None
+    return {name: values for name, values in imatrix.items() if name not in recipe.no_imatrix} or None
+
+
+def matrices(header: gguf.Header) -> list[Tensor]:
+    """Return the tensors that llama.cpp may quantize: matrices (llama-quant.cpp, `tensor_allows_quantization`)."""
+    return [
+        t for t in header.tensors if len(t.shape) > 1 and t.name.endswith("weight") and "_norm.weight" not in t.name
+    ]
+
+
 def load_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
     """Return the mean squared activations of each tensor, averaged as llama-quantize does.
 
@@ -166,12 +181,12 @@ def _reuse(kept: Path) -> dict[str, Any] | None:
 def _make(kept: Path, source: Path, matrix: Path | None, recipe: Recipe, variant: Variant) -> dict[str, Any]:
     imatrix = load_imatrix(matrix) if matrix else {}
     tensors = [t.name for t in llama.header(source).tensors]
-    refuse_unmatched(recipe, tensors, imatrix, f"models/{variant.tier}.yaml: recipes.{variant.target}")
+    refuse_unmatched(recipe, tensors, imatrix, _where(variant))
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".make.") as scratch:
         made = Path(scratch) / "model.gguf"
         with tqdm(desc=f"quantize {variant}", total=len(tensors), unit="tensor", file=sys.stderr, disable=None) as bar:
             fallbacks = llama.quantize(
-                source, made, recipe, imatrix or None, len(os.sched_getaffinity(0)),
+                source, made, recipe, used(imatrix, recipe), len(os.sched_getaffinity(0)),
                 metadata=_origin(matrix, imatrix, variant.tier) if matrix else None,
                 progress=lambda done, _: bar.update(done - bar.n),
             )  # fmt: skip
@@ -192,9 +207,13 @@ def _origin(matrix: Path, imatrix: Imatrix, tier: Tier) -> dict[str, str | int]:
     }
 
 
+def _where(variant: Variant) -> str:
+    return f"models/{variant.tier}.yaml: recipes.{variant.target}"
+
+
 def _describe(recipe: Recipe, inputs: Inputs, fallbacks: list[dict[str, str]]) -> bytes:
     # Patterns as a list: their order counts, and an object's keys have none.
-    shown = {"base": recipe.base, "imatrix": recipe.imatrix, "tensors": recipe.tensors}
+    shown = recipe.model_dump(mode="json")
     document = {
         "recipe": shown,
         "recipe_digest": f"sha256:{recipe.digest}",

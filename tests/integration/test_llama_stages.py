@@ -33,6 +33,7 @@ from pipeline.stages import convert_entry
 from pipeline.stages.calibrate import calibrate
 from pipeline.stages.convert import convert
 from pipeline.stages.quantize import Quantized, load_imatrix, quantize
+from pipeline.stages.search import search
 from pipeline.toolchain import host, runtime, source, wheel
 from tests.support import models
 
@@ -66,11 +67,13 @@ def write_tier(root: Path, **changes: Any) -> Project:
 
 
 def write_recipes(made: Project, **recipes: dict[str, Any]) -> None:
-    """Replace recipes of the project's tier."""
+    """Replace recipes of the project's tier, as stage `search` hands them on."""
     path = made.root / "models" / f"{TIER}.yaml"
     content = yaml.safe_load(path.read_text())
     # The order of a recipe's patterns counts.
     path.write_text(yaml.safe_dump(content | {"recipes": content["recipes"] | recipes}, sort_keys=False))
+    for target in recipes:
+        search(made, Variant(TIER, Target(target)))
 
 
 def save_model(made: Project, **shape: int) -> None:
@@ -310,7 +313,7 @@ def test_the_recipe_lies_beside_the_model(tier: Project) -> None:
     folder = make(tier, recipe).path.parent
     assert sorted(p.name for p in folder.iterdir()) == ["model.gguf", "recipe.json"]
     document = json.loads((folder / "recipe.json").read_bytes())
-    assert document["recipe"] == {"base": "Q4_K_M", "imatrix": True, "tensors": MIXED}
+    assert document["recipe"] == {"base": "Q4_K_M", "imatrix": True, "tensors": MIXED, "no_imatrix": []}
     assert document["recipe_digest"] == f"sha256:{recipe.digest}"
     assert document["imatrix_digest"] == f"sha256:{sha256_file(tier.imatrix(TIER))}"
 

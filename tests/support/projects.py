@@ -51,7 +51,9 @@ def release_project(root: Path) -> None:
         "riscv64": {"base": "Q4_K_M"},
         "x86_64": {"base": "Q4_K_M"},
     }
-    project(root, pinned, {"tiny-edge": tier, "mid-tier": tier, "large": {"shard": {"degree": 2, "matrices": "bf16"}}})
+    searched = {"search": {"preset": "Q4_K_M", "types": ["Q3_K", "Q4_K", "Q6_K"], "measured": 4}}
+    other = {**tier, "recipes": {**tier["recipes"], "x86_64": searched}}
+    project(root, pinned, {"tiny-edge": tier, "mid-tier": other, "large": {"shard": {"degree": 2, "matrices": "bf16"}}})
     params = yaml.safe_load((root / "params.yaml").read_text())
     for limits in params["thresholds"]["tiers"].values():
         limits["quality"] = {
@@ -74,7 +76,13 @@ def release_project(root: Path) -> None:
 def gguf_tier(**source: Any) -> dict[str, Any]:
     """A GGUF tier's file around its source."""
     recipes = {target: {"base": "Q8_0", "imatrix": False} for target in ("arm64", "riscv64", "x86_64")}
-    return {"convert": {"outtype": "f32"}, "calibrate": {"context": 64}, "recipes": recipes, **source}
+    stages = {
+        "convert": {"outtype": "f32"},
+        "calibrate": {"context": 64},
+        "sensitivity": {"per_family": 4, "draws": 1},
+        "recipes": recipes,
+    }
+    return {**stages, **source}
 
 
 def _example(n: int) -> dict[str, str]:

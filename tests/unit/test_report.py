@@ -318,6 +318,7 @@ def _evidence_of(proof: Proof, verdict: Verdict | None = None) -> Any:
         origin=Origin(commit="0" * 40),
         recipes={v: {"base": "Q4_0"} for v in VARIANTS},
         models={},
+        searches={},
     )
 
 

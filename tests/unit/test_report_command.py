@@ -67,6 +67,8 @@ def _check(project: Project, manifest: Manifest) -> None:
             }
             written = {"durations_ns": {name: [round(ms * 1e6) for ms in row] for name, row in rows.items()}}
             files.write(project.benchmark(variant, measured.runner), json.dumps(written).encode())
+        if variant.tier is not Tier.LARGE:
+            files.write(project.recipe_file(variant), b"base: Q4_K_M\n")
     for tier in (Tier.TINY_EDGE, Tier.MID_TIER):
         made = [v.certificate for v in manifest.predicate.variants if v.tier is tier and v.certificate]
         files.write(project.certificates(tier), Certificates(certificates=made).encode())

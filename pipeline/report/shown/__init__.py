@@ -16,6 +16,7 @@ from pipeline.report.shown import (
     instructions,
     latency,
     quality,
+    recipes,
     variants,
     verdict,
 )
@@ -25,6 +26,7 @@ _MODULES = (
     variants,
     differences,
     quality,
+    recipes,
     latency,
     instructions,
     bound,

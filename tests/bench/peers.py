@@ -1,0 +1,96 @@
+"""Two further models, so that what is measured on the demo teacher is no artefact of one model.
+
+    python -m tests.bench.peers qwen3 build/peers/qwen3
+
+Both are trained here on the demo's corpus, from noise, for minutes rather than hours: they know three families of five.
+Seeded, on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import Olmo2Config, Olmo2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from pipeline.demo.batches import batch
+from pipeline.demo.folder import greedy
+from pipeline.demo.learner import weighted_loss
+from pipeline.demo.muon import Muon
+from pipeline.demo.recipe import Recipe
+from pipeline.demo.tokenizer import BOS, EOS, MAX_TOKENS, PAD, VOCAB_SIZE, build, packaged
+
+COMMON = {
+    "vocab_size": VOCAB_SIZE, "max_position_embeddings": MAX_TOKENS, "bos_token_id": BOS, "eos_token_id": EOS,
+    "pad_token_id": PAD,
+}  # fmt: skip
+
+
+def qwen3() -> Any:
+    """Queries and keys are normalised, embeddings untied: 10 million parameters."""
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            **COMMON, hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8,
+            num_key_value_heads=2, head_dim=64, tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+
+
+def olmo2() -> Any:
+    """Norms stand after attention and feed-forward, embeddings are tied; deep and narrow: 6 million parameters."""
+    return Olmo2ForCausalLM(
+        Olmo2Config(
+            **COMMON, hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_attention_heads=4,
+            num_key_value_heads=4, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
+MODELS = {
+    "qwen3": (qwen3, Recipe(steps=300, decay=150, batch=36)),
+    "olmo2": (olmo2, Recipe(steps=400, decay=200, batch=48)),
+}
+
+
+def train(name: str, out: Path) -> None:
+    """Write a trained model's folder."""
+    make, recipe = MODELS[name]
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model, tokenizer = make(), build()
+    named = list(model.named_parameters())
+    matrices = [p for n, p in named if p.ndim == 2 and ".layers." in n]
+    others = [p for n, p in named if p.ndim != 2 or ".layers." not in n]
+    muon = Muon(matrices, [recipe.muon_lr] * len(matrices))
+    adamw = torch.optim.AdamW(others, lr=recipe.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)
+    bar = tqdm(range(recipe.steps), desc=name, file=sys.stderr)
+    for step in bar:
+        chunks = batch(tokenizer, recipe, step)
+        total = torch.stack([c.weights.sum() for c in chunks]).sum()
+        loss = 0.0
+        for chunk in chunks:
+            part = weighted_loss(model, chunk) / total
+            part.backward()
+            loss += float(part.detach())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        muon.step(recipe.pace(step))
+        for group in adamw.param_groups:
+            group["lr"] = recipe.adamw_lr * recipe.pace(step)
+        adamw.step()
+        model.zero_grad(set_to_none=True)
+        bar.set_postfix(loss=f"{loss:.4f}")
+    model.generation_config = greedy()
+    model.save_pretrained(out)
+    packaged(tokenizer).save_pretrained(out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    train(args.model, args.out)
