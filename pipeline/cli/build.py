@@ -35,9 +35,15 @@ def add_commands(commands: Commands) -> None:
         _search,
         "stage: a variant's recipe, written out in models/*.yaml or found within its budget",
         "search --tier tiny-edge --target arm64",
+        "search --tier tiny-edge --target arm64 --families",
     )
     _tier_option(search)
     _target_option(search)
+    search.add_argument(
+        "--families",
+        action="store_true",
+        help="only say of each prompt family whether a recipe tuned to it would pay; writes nothing",
+    )
     quantize = add(
         commands,
         "quantize",
@@ -193,9 +199,13 @@ def _sensitivity(args: argparse.Namespace) -> None:
 
 
 def _search(args: argparse.Namespace) -> None:
-    from pipeline.stages import search
+    from pipeline.stages import search, tuned
 
-    search.search(Project.load(), Variant(args.tier, args.target))
+    project, variant = Project.load(), Variant(args.tier, args.target)
+    if args.families:
+        output.say(output.tuned_table(tuned.tuned(project, variant)))
+    else:
+        search.search(project, variant)
 
 
 def _quantize(args: argparse.Namespace) -> None:

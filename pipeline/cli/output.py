@@ -6,13 +6,16 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from pipeline.errors import PipelineError, TrustError
 from pipeline.manifest.evidence import Agreement, Certificate, Evidence
 from pipeline.manifest.statement import Manifest, Verdict
+
+if TYPE_CHECKING:
+    from pipeline.stages.tuned import Tuned
 
 
 def say(text: str) -> None:
@@ -52,6 +55,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in [head, ["-" * w for w in widths], *rows]
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def tuned_table(found: Sequence[Tuned]) -> str:
+    """Return what tuning to each prompt family is worth."""
+    rows = [
+        [
+            t.family, str(t.examples), f"{t.general:.3g}", f"{t.own:.3g}", f"{t.ratio:.2f}",
+            f"{t.low:.2f}-{t.high:.2f}", "yes" if t.pays else "no",
+        ]
+        for t in found
+    ]  # fmt: skip
+    return table(["family", "examples", "KL", "KL tuned", "ratio", "95 %", "pays"], rows)
 
 
 def check_line(found: Evidence) -> str:

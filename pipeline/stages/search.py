@@ -59,19 +59,19 @@ class Searcher:
 
     def __init__(self, project: Project, variant: Variant, budget: Budget) -> None:
         self._variant, self._budget = variant, budget
-        self._survey = Survey.read(project.sensitivity(variant.tier))
-        self._trials = Trials(project, variant.tier)
+        self.survey = Survey.read(project.sensitivity(variant.tier))
+        self.trials = Trials(project, variant.tier)
         kinds = budget.types or kernels.fast(variant.target)
-        self._market = Market(self._survey, kernels.per_weight(variant.target), frozenset(kinds))
-        self._positions = _positions(self._survey)
-        self._presets = [self._preset(p.name, p.imatrix, p.trial) for p in self._survey.presets]
+        self.market = Market(self.survey, kernels.per_weight(variant.target), frozenset(kinds))
+        self._positions = _positions(self.survey)
+        self._presets = [self._preset(p.name, p.imatrix, p.trial) for p in self.survey.presets]
         self._others = project.gguf(variant.tier).stat().st_size - sum(
             t.size for t in matrices(llama.header(project.gguf(variant.tier)))
         )
 
     def search(self) -> tuple[Recipe, Found]:
-        limits = self._limits()
-        solved = [s for s in (self._market.solve(limits, self._weigh(w)) for w in ANSWER_WEIGHTS) if s]
+        limits = self.limits()
+        solved = [s for s in (self.market.solve(limits, self._weigh(w)) for w in ANSWER_WEIGHTS) if s]
         if not solved:
             raise StageError(
                 f"{self._variant}: no mix fits {self._said(limits)}",
@@ -83,28 +83,32 @@ class Searcher:
         while len(tried) < self._budget.measured:
             best = min(tried, key=lambda places: _merit(tried[places], peer))
             room = min(ROUND, self._budget.measured - len(tried))
-            near = (p for p in self._market.near(best, limits, self._weigh(0.0)) if p not in tried)
+            near = (p for p in self.market.near(best, limits, self._weigh(0.0)) if p not in tried)
             more = self._measure(list(islice(near, room)))
             if not more:
                 break
             tried |= more
         best = min(tried, key=lambda places: _merit(tried[places], peer))
         front = self._front()
-        return self._market.recipe(best), Found(
+        return self.market.recipe(best), Found(
             budget=self._budget.model_dump(mode="json", exclude_none=True),
             limits=limits,
             bound=rounded(max(0.0, solved[0].bound)),
             solved=tried[first],
             chosen=tried[best],
-            types={matrix.name: option.type for matrix, option in self._market.options(best)},
+            types={matrix.name: option.type for matrix, option in self.market.options(best)},
             front=front,
             presets=self._presets,
             losses=self._losses(),
             measured=len(tried),
         )
 
-    def _limits(self) -> dict[str, float]:
-        """The budget, in bytes of all matrices, bytes a token, and instructions a token."""
+    def limits(self) -> dict[str, float]:
+        """Return the budget, in bytes of all matrices, bytes a token, and instructions a token.
+
+        Raises:
+            CatalogError: the preset was not surveyed.
+        """
         budget = self._budget
         limits: dict[str, float] = {}
         if budget.bytes_max is not None:
@@ -141,22 +145,22 @@ class Searcher:
 
     def _measure(self, mixes: Sequence[Places]) -> dict[Places, Point]:
         mixes = list(dict.fromkeys(mixes))
-        trials = self._trials.measure([self._market.recipe(m) for m in mixes], shown=f"{self._variant}: recipes")
+        trials = self.trials.measure([self.market.recipe(m) for m in mixes], shown=f"{self._variant}: recipes")
         return {mix: self._point(mix, trial) for mix, trial in zip(mixes, trials, strict=True)}
 
     def _point(self, mix: Places, trial: Trial) -> Point:
-        takes = self._market.total(mix)
+        takes = self.market.total(mix)
         return Point(
             name="search",
             size=int(takes[BYTES]),
             bytes_per_token=int(takes[READ]),
             instructions_per_token=rounded(takes[INSTRUCTIONS]),
-            predicted_kl=rounded(self._market.loss(mix, self._weigh(0.0))),
+            predicted_kl=rounded(self.market.loss(mix, self._weigh(0.0))),
             measured=self._figures(trial),
         )
 
     def _preset(self, name: str, imatrix: bool, trial: Trial) -> Point:
-        sizes = self._market.sizes(trial.types)
+        sizes = self.market.sizes(trial.types)
         return Point(
             name=f"{name}+imatrix" if imatrix else name,
             size=int(sizes[BYTES]),
@@ -182,7 +186,7 @@ class Searcher:
             }
             for p in self._presets
         }
-        solved = [self._market.solve(limit, self._weigh(0.0)) for _, limit in sorted(limits.items())]
+        solved = [self.market.solve(limit, self._weigh(0.0)) for _, limit in sorted(limits.items())]
         points = self._measure([s.chosen for s in solved if s])
         return sorted(points.values(), key=lambda p: p.size)
 
@@ -190,10 +194,10 @@ class Searcher:
         weigh = self._weigh(0.0)
         return {
             matrix.name: {
-                kind: rounded(min(self._survey.total(o.kl, weigh) for o in group if o.type == kind))
+                kind: rounded(min(self.survey.total(o.kl, weigh) for o in group if o.type == kind))
                 for kind in sorted({o.type for o in group})
             }
-            for matrix, group in zip(self._survey.matrices, self._market.groups, strict=True)
+            for matrix, group in zip(self.survey.matrices, self.market.groups, strict=True)
         }
 
     def _said(self, limits: Mapping[str, float]) -> str:

@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.catalog.names import Target, Tier, Variant
 from pipeline.catalog.recipe import Budget, Recipe
-from pipeline.errors import StageError
+from pipeline.errors import CatalogError, StageError
 from pipeline.ports import ggml, llama, qemu
 from pipeline.stages import kernel_costs
 from pipeline.stages.calibrate import calibrate
@@ -24,6 +24,7 @@ from pipeline.stages.search import Searcher, search
 from pipeline.stages.sensitivity import sensitivity
 from pipeline.stages.survey import Survey
 from pipeline.stages.trials import Trials
+from pipeline.stages.tuned import tuned
 from pipeline.toolchain import kernels
 from tests.support import built, models
 from tests.support.projects import gguf_tier, project
@@ -161,3 +162,16 @@ def test_the_committed_counts_are_current() -> None:
     for target, counted in found.targets.items():
         wanted = {kind: kept.targets[target].per_weight[kind] for kind in ("Q4_0", "Q6_K")}
         assert counted.per_weight == (pytest.approx(wanted, rel=0.005) if target is Target.X86_64 else wanted)
+
+
+def test_tuning_to_a_family_is_judged_on_examples_it_did_not_see(surveyed: Project) -> None:
+    """Every family is judged with all its examples, each by a recipe that the others chose; where none is, that is said."""
+    search(surveyed, HERE)
+    found = tuned(surveyed, HERE)
+    assert [(t.family, t.examples) for t in found] == [("a", 8), ("b", 8)]
+    for family in found:
+        assert family.low <= family.ratio <= family.high
+        assert family.ratio == pytest.approx(family.own / family.general)
+        assert family.pays == (family.ratio <= 0.9 and family.high < 1)
+    with pytest.raises(CatalogError, match="written out"):
+        tuned(surveyed, Variant(TIER, Target.ARM64))

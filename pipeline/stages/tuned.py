@@ -1,0 +1,115 @@
+"""Would a recipe tuned to one prompt family pay? Said of each family, on examples that the tuning did not see.
+
+Rules: a family's examples are split into folds; for each a recipe is searched for with the other folds' losses, of that
+family alone, within the variant's own budget, and measured on the fold beside the variant's recipe, which was chosen on
+all. Tuning pays where the KL falls by a tenth at least, and surely: the 95 % interval of the ratio, over examples drawn
+anew, lies below one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+
+from pipeline.catalog.names import Variant
+from pipeline.catalog.recipe import Recipe, Search
+from pipeline.errors import CatalogError
+from pipeline.manifest.evidence import quantile
+from pipeline.stages.mix import Places
+from pipeline.stages.project import Project
+from pipeline.stages.search import Searcher
+from pipeline.stages.survey import Weigh
+from pipeline.stages.trials import FOLDS, Trial
+
+PAYS = 0.9  # of the variant's own KL, at most
+NEAR = 5  # mixes measured beside the solved one
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One family: examples, KL in nats a position with the variant's recipe and with its own, their ratio with its
+    95 % interval."""
+
+    family: str
+    examples: int
+    general: float
+    own: float
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def pays(self) -> bool:
+        return self.ratio <= PAYS and self.high < 1
+
+
+def tuned(project: Project, variant: Variant) -> list[Tuned]:
+    """Return what tuning to each family is worth.
+
+    Raises:
+        CatalogError: the variant's recipe is written out, so there is no budget.
+        StageError, ToolError: as `search`.
+    """
+    chosen = (project.tier(variant.tier).recipes or {})[variant.target]
+    if not isinstance(chosen, Search):
+        raise CatalogError(
+            f"{variant}: its recipe is written out",
+            hint=f"write a budget in models/{variant.tier}.yaml: recipes.{variant.target}.search",
+        )
+    searcher = Searcher(project, variant, chosen.search)
+    (general,) = searcher.trials.measure([project.recipe(variant)])
+    return [_family(searcher, family, general) for family in searcher.survey.families]
+
+
+def _family(searcher: Searcher, family: str, general: Trial) -> Tuned:
+    examples = searcher.trials.examples
+    places, own = [], []
+    for fold in range(FOLDS):
+        trial = _search(searcher, family, fold)
+        held = [n for n, e in enumerate(examples) if (e.family, e.fold) == (family, fold)]
+        places += held
+        own += [trial.prompt[n] + trial.answer[n] for n in held]
+    before = [general.prompt[n] + general.answer[n] for n in places]
+    positions = sum(examples[n].prompt + examples[n].answer for n in places)
+    low, high = _interval(own, before)
+    return Tuned(
+        family=family,
+        examples=len(places),
+        general=sum(before) / positions,
+        own=sum(own) / positions,
+        ratio=sum(own) / sum(before),
+        low=low,
+        high=high,
+    )
+
+
+def _search(searcher: Searcher, family: str, fold: int) -> Trial:
+    """The best recipe for a family by what all folds but one say."""
+
+    def weigh(at: int, of: str, _part: int) -> float:
+        return float(of == family and at != fold)
+
+    found = _solved(searcher, weigh)
+    learned = [n for n, e in enumerate(searcher.trials.examples) if e.family == family and e.fold != fold]
+    trials = searcher.trials.measure(found, shown=f"{family}, fold {fold + 1}")
+    return min(trials, key=lambda trial: sum(trial.prompt[n] + trial.answer[n] for n in learned))
+
+
+def _solved(searcher: Searcher, weigh: Weigh) -> list[Recipe]:
+    limits = searcher.limits()
+    solved = searcher.market.solve(limits, weigh)
+    assert solved is not None, "the variant's own recipe fits the budget"
+    mixes: list[Places] = [solved.chosen, *islice(searcher.market.near(solved.chosen, limits, weigh), NEAR)]
+    return [searcher.market.recipe(mix) for mix in mixes]
+
+
+def _interval(own: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
+    draw, pairs = Random(0), list(zip(own, before, strict=True))  # noqa: S311 - statistics
+    ratios = []
+    for _ in range(RESAMPLES):
+        chosen = draw.choices(pairs, k=len(pairs))
+        ratios.append(sum(a for a, _ in chosen) / sum(b for _, b in chosen))
+    return quantile(ratios, 0.025), quantile(ratios, 0.975)
