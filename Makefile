@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-base emulators runtimes release report test check fix rebuild bench lock train-demo schema clean
+.PHONY: help setup setup-base emulators runtimes release report test check fix rebuild bench lock train-demo kernel-costs schema clean
 .PHONY: ci-build ci-gate ci-summary image-files image-sign $(TIERS)
 
 help: ## list the targets
@@ -86,6 +86,9 @@ bench: $(VENV)/.ready ## measure quantize and verify beside their peers
 
 schema: $(VENV)/.ready ## write manifests/schema/ anew from the code
 	@python -m pipeline.stages.schema manifests/schema
+
+kernel-costs: runtimes emulators ## count anew what a weight of each type costs on each target (pipeline/toolchain/instructions.json)
+	@python -m pipeline.stages.kernel_costs pipeline/toolchain/instructions.json
 
 train-demo: $(VENV)/.ready ## train the demo teacher again (long) and write its prompt files
 	@edge-release train-demo --out models/demo

@@ -36,10 +36,12 @@ _SETTINGS: dict[str, Any] = {
     "axes.labelcolor": _COLOURS["ink"],
     "xtick.color": _COLOURS["muted"],
     "xtick.labelcolor": _COLOURS["ink"],
+    "ytick.color": _COLOURS["muted"],
     "ytick.labelcolor": _COLOURS["ink"],
 }
 _WIDTH, _LINE, _AROUND = 4.9, 0.215, 0.62  # inches: of a chart, of each of its lines, of title and axis
-_TALL, _CELL = 3.2, 0.165  # inches: of a cloud, of a grid's row
+_TALL, _HEAD, _CELL = 3.2, 1.1, 0.165  # inches: of a cloud, of what stands around a grid, of its row
+_ROW_LABEL, _COLUMN_LABEL = 28, 8  # characters of a grid's labels, at most
 _LEAST = 1e-9  # drawn in place of zero on a logarithmic axis
 _DECADES = 9  # of a logarithmic axis, at most
 
@@ -76,10 +78,12 @@ def _height(chart: Drawn) -> float:
         case Cloud():
             return _TALL
         case Grid():
-            return _AROUND + _CELL * len(chart.rows)
+            return _HEAD + _CELL * len(chart.rows)
 
 
 def _scatter(axes: Axes, chart: Cloud) -> None:
+    from matplotlib.ticker import FuncFormatter
+
     for series in chart.series:
         colour = _COLOURS["ink" if series.cross else "host" if series.joined else "muted"]
         axes.plot(
@@ -94,6 +98,7 @@ def _scatter(axes: Axes, chart: Cloud) -> None:
             zorder=5 if series.cross else 4,
         )
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.number(value, 1)))
     axes.set_xlabel(chart.x_axis)
     axes.set_ylabel(chart.y_axis)
     axes.grid(color=_COLOURS["grid"], linewidth=0.6)
@@ -125,10 +130,20 @@ def _shade(axes: Axes, chart: Grid) -> None:
                 )
     axes.set_xlim(-0.5, len(chart.columns) - 0.5)
     axes.set_ylim(len(chart.rows) - 0.5, -0.5)
-    axes.set_yticks(range(len(chart.rows)), [text.plain(row) for row in chart.rows], fontsize=7.5)
-    axes.set_xticks(range(len(chart.columns)), [text.plain(c) for c in chart.columns], fontsize=7.5, rotation=60)
+    axes.set_yticks(range(len(chart.rows)), [_short(row, _ROW_LABEL) for row in chart.rows], fontsize=7.5)
+    axes.set_xticks(
+        range(len(chart.columns)),
+        [_short(column, _COLUMN_LABEL) for column in chart.columns],
+        fontsize=7.5,
+        rotation=60,
+    )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+
+
+def _short(label: str, length: int) -> str:
+    shown = text.plain(label)
+    return shown if len(shown) <= length else shown[: length - 1] + "\u2026"
 
 
 def _draw(axes: Axes, chart: Chart) -> None:

@@ -9,7 +9,7 @@ not seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from math import inf
 
@@ -89,7 +89,7 @@ class Searcher:
                 break
             tried |= more
         best = min(tried, key=lambda places: _merit(tried[places], peer))
-        front = self._front()
+        front = _front([*tried.values(), *self._at_presets()])
         return self.market.recipe(best), Found(
             budget=self._budget.model_dump(mode="json", exclude_none=True),
             limits=limits,
@@ -177,7 +177,7 @@ class Searcher:
             p99_kl=trial.p99,
         )
 
-    def _front(self) -> list[Point]:
+    def _at_presets(self) -> list[Point]:
         """The solved mix at each preset's bytes and instructions."""
         limits = {
             (p.size, p.instructions_per_token): {
@@ -187,8 +187,7 @@ class Searcher:
             for p in self._presets
         }
         solved = [self.market.solve(limit, self._weigh(0.0)) for _, limit in sorted(limits.items())]
-        points = self._measure([s.chosen for s in solved if s])
-        return sorted(points.values(), key=lambda p: p.size)
+        return list(self._measure([s.chosen for s in solved if s]).values())
 
     def _losses(self) -> dict[str, dict[str, float]]:
         weigh = self._weigh(0.0)
@@ -208,6 +207,16 @@ def _positions(survey: Survey) -> tuple[int, int]:
     """Positions of all examples, and of their answers alone."""
     cells = [cell for row in survey.positions for cell in row]
     return sum(map(sum, cells)), sum(cell[1] for cell in cells)
+
+
+def _front(points: Iterable[Point]) -> list[Point]:
+    """The points that no other betters in bytes, instructions and KL, by bytes."""
+    by_costs = {(p.size, p.instructions_per_token or 0.0, p.measured.mean_kl): p for p in points}
+    return [
+        by_costs[costs]
+        for costs in sorted(by_costs)
+        if not any(other != costs and all(a <= b for a, b in zip(other, costs, strict=True)) for other in by_costs)
+    ]
 
 
 def _merit(point: Point, peer: Point | None) -> tuple[int, float]:

@@ -28,6 +28,7 @@ from pipeline.manifest.evidence import (
     quantile,
 )
 from pipeline.manifest.gate import Check, Proof, gate
+from pipeline.manifest.search import Figures, Found, Point
 from pipeline.manifest.statement import (
     Manifest,
     ModelConfig,
@@ -172,6 +173,7 @@ def hostile(value: str) -> Material:
                 m.model_copy(update={"machine": {value: value}, "throttled": [value]}) for m in first.measurements
             ],
             "missing": [Missing(variant=first.name, runner=RISCV, missing=value)],
+            "search": how_found(value, value).model_copy(update={"budget": {"preset": value}}),
             "certificate": certificate.model_copy(update={"targets": [agreement], "missing": {Target.RISCV64: value}}),
         }
     )
@@ -220,6 +222,30 @@ def _entry(variant: Variant, version: int) -> VariantEntry:
         measurements=[_measurement(variant, runner, version) for runner in runners if runner is not EMULATED],
         missing=_missing(variant),
         certificate=_certificate(variant, version) if gguf else None,
+        search=how_found() if variant == Variant(Tier.TINY_EDGE, Target.ARM64) else None,
+    )
+
+
+def how_found(tensor: str = "blk.0.attn_q.weight", kind: str = "Q4_K") -> Found:
+    """Return how a recipe was found; `tensor` is one of two."""
+
+    def point(name: str, size: int, kl: float) -> Point:
+        figures = Figures(mean_kl=kl, answer_kl=2 * kl, p99_kl=9 * kl)
+        per_token = {"bytes_per_token": size, "instructions_per_token": size * 0.5}
+        return Point(name=name, size=size, **per_token, predicted_kl=kl * 1.1, measured=figures)
+
+    sizes = {"Q2_K": 400_000, "Q4_0": 620_000, "Q4_K_M": 640_000, "Q8_0": 1_100_000}
+    return Found(
+        budget={"preset": "Q4_0", "measured": 24},
+        limits={"bytes": 620_000.0, "instructions a token": 310_000.0},
+        bound=2e-3,
+        solved=point("search", 619_000, 2.6e-3),
+        chosen=point("search", 619_500, 2.4e-3),
+        types={"output.weight": "Q6_K", tensor: kind},
+        front=[point("search", size - 500, 1e-3 * 620_000 / size) for size in sizes.values()],
+        presets=[point(name, size, 8e-3 * 620_000 / size) for name, size in sizes.items()],
+        losses={"output.weight": {"Q4_K": 1e-3, "Q6_K": 0.0}, tensor: {kind: 2e-4, "Q6_K": 1e-5}},
+        measured=24,
     )
 
 

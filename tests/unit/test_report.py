@@ -49,7 +49,7 @@ def test_a_release_has_every_section(full: Report) -> None:
     """Nothing of what a report promises is left out where there is evidence of it, and keys are unique."""
     keys = [section.key for section in sections(full)]
     assert keys == [
-        "gate", "variants", "changes", "quality", "latency", "instructions", "bound", "cost", "determinism", "contents",
+        "gate", "variants", "changes", "quality", "recipes", "latency", "instructions", "bound", "cost", "determinism", "contents",
     ]  # fmt: skip
 
 

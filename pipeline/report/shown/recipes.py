@@ -33,9 +33,7 @@ def section(report: Report) -> Section:
                 "What was found, beside the best preset of no more bytes",
                 (
                     *words("variant", "budget"),
-                    *figures(
-                        "matrices", "KL predicted", "measured", "least possible", "preset's KL", "ratio", "instructions"
-                    ),
+                    *figures("matrices", "KL predicted", "bound", "measured", "preset's KL", "ratio", "instructions"),
                 ),
                 tuple(_row(part, search) for part, search in found),
             ),
@@ -60,8 +58,8 @@ def _row(part: Part, found: Found) -> tuple[Cell, ...]:
         Cell(budget),
         Cell(text.size(chosen.size)),
         Cell(text.number(chosen.predicted_kl)),
+        Cell(text.number(found.bound), note="of predictions"),
         Cell(text.number(chosen.measured.mean_kl)),
-        Cell(text.number(found.bound), note="by prediction"),
         Cell(text.number(peer.measured.mean_kl if peer else None), note=peer.name if peer else ""),
         Cell(text.number(chosen.measured.mean_kl / peer.measured.mean_kl if peer and peer.measured.mean_kl else None)),
         Cell(text.number(_per(chosen, peer))),
@@ -84,15 +82,19 @@ def _front(part: Part, found: Found) -> Cloud:
         title=f"{name}: KL and size",
         x_axis="MB of all matrices",
         y_axis="mean KL, nats",
-        legend="Line: searched for, at each preset's bytes and instructions. Rings: presets, with the importance "
-        "matrix and without. Cross: chosen.",
+        legend="Line: the best found. Rings: presets, with the importance matrix and without. Cross: chosen.",
         summary=told,
         series=(
-            Series("searched", tuple(_at(p) for p in found.front), joined=True),
+            Series("searched", _lower([_at(p) for p in found.front]), joined=True),
             Series("presets", tuple(_at(p) for p in found.presets)),
             Series("chosen", (_at(found.chosen),), cross=True),
         ),
     )
+
+
+def _lower(points: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """The points that none of no more bytes betters."""
+    return tuple(p for p in sorted(points) if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points))
 
 
 def _at(point: Point) -> tuple[float, float]:
