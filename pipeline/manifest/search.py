@@ -39,8 +39,9 @@ class Found(Record):
 
     `limits` are the budget in bytes of all matrices, bytes a token and instructions a token; `bound` is a mean KL that
     no mix of the survey's options could be predicted to stay below within them. `solved` is the best of the prediction,
-    `chosen` the best of those that were `measured`, with its `types` by tensor, `front` what was measured, at
-    each preset's size too, and is bettered by nothing in bytes, instructions and mean KL, `losses` the predicted mean KL of each matrix at each type.
+    `chosen` the best of those that were `measured`, with its `types` by tensor; `front` is what was measured, at each
+    preset's size too, and is bettered by nothing in bytes, instructions and mean KL; `losses` are the predicted mean KL
+    of each matrix at each type.
     """
 
     budget: dict[str, Any]

@@ -56,6 +56,13 @@ MODELS = {
 }
 
 
+def untie(model: Any) -> None:
+    """Give a model that was trained with one matrix for both ends two equal ones: llama.cpp's OLMo2 wants an output."""
+    if model.config.tie_word_embeddings:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
+
+
 def train(name: str, out: Path) -> None:
     """Write a trained model's folder."""
     make, recipe = MODELS[name]
@@ -83,6 +90,7 @@ def train(name: str, out: Path) -> None:
         adamw.step()
         model.zero_grad(set_to_none=True)
         bar.set_postfix(loss=f"{loss:.4f}")
+    untie(model)
     model.generation_config = greedy()
     model.save_pretrained(out)
     packaged(tokenizer).save_pretrained(out)

@@ -69,7 +69,7 @@ def test_the_page_is_whole_and_asks_for_nothing(browser: Browser, tmp_path: Path
     tab = _open(browser, tmp_path, make(reports.material()), width=width, scheme=scheme)
     assert tab.run("document.title") == "edge-demo 2 (v0.2.0): release report"
     assert tab.run("document.documentElement.scrollWidth") == width
-    assert tab.run("document.querySelectorAll('svg').length") == 9
+    assert tab.run("document.querySelectorAll('svg').length") == 11
     assert tab.run("getComputedStyle(document.body).backgroundColor") == PAPER[scheme]
     contrasts = tab.run(CONTRAST)
     assert len(contrasts) > 4
@@ -107,7 +107,7 @@ def test_a_reader_of_the_screen_is_told_what_is_shown(browser: Browser, tmp_path
     for node in nodes:
         if not node["ignored"]:
             named.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
-    for role, count in (("image", 9), ("table", 21), ("region", 31)):
+    for role, count in (("image", 11), ("table", 21), ("region", 31)):
         assert len(named[role]) == count, role
         assert all(named[role]), role
     assert named["heading"][0] == "edge-demo 2 (v0.2.0)"
