@@ -107,7 +107,7 @@ def test_a_reader_of_the_screen_is_told_what_is_shown(browser: Browser, tmp_path
     for node in nodes:
         if not node["ignored"]:
             named.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
-    for role, count in (("image", 11), ("table", 22), ("region", 32)):
+    for role, count in (("image", 11), ("table", 22), ("region", 33)):
         assert len(named[role]) == count, role
         assert all(named[role]), role
     assert named["heading"][0] == "edge-demo 2 (v0.2.0)"
