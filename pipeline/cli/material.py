@@ -7,7 +7,7 @@ had is left out with a note, unless it was asked for by name.
 
 from __future__ import annotations
 
-from pipeline.catalog.names import GGUF_TIERS, VARIANTS, RunnerClass
+from pipeline.catalog.names import VARIANTS, RunnerClass
 from pipeline.catalog.params import Teacher
 from pipeline.cli.access import Access
 from pipeline.cli.consume import fetch
@@ -92,7 +92,7 @@ def _evidence(project: Project) -> Subject:
             _teacher(project.params.teacher),
         ),
         recipes={variant: recipe(project, variant) for variant in VARIANTS},
-        searches={v: s for v in VARIANTS if v.tier in GGUF_TIERS and (s := findings.search(project, v))},
+        searches={v: s for v in VARIANTS if (s := findings.search(project, v))},
         models={v: describe.model_config(project.variant(v)) for v in VARIANTS if project.variant(v).exists()},
     )
 

@@ -34,13 +34,13 @@ def weighted_loss(model: LlamaForCausalLM, chunk: Chunk) -> Tensor:
 class Learner:
     """A model with its two optimizers."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        """Start from the recipe's blank model."""
+    def __init__(self, recipe: Recipe, model: Any = None) -> None:
+        """Start from the recipe's blank model, of which parts are prepared, or from another."""
         self.recipe = recipe
-        self.model = blank(recipe)
+        self.model = blank(recipe) if model is None else model
         named = list(self.model.named_parameters())
         matrices = [(name, p) for name, p in named if p.ndim == 2 and ".layers." in name]
-        rates = [recipe.muon_lr * (GENTLE if is_prepared(name) else 1.0) for name, _ in matrices]
+        rates = [recipe.muon_lr * (GENTLE if model is None and is_prepared(name) else 1.0) for name, _ in matrices]
         self._muon = Muon([p for _, p in matrices], rates)
         others = [p for name, p in named if p.ndim != 2 or ".layers." not in name]
         self._adamw = torch.optim.AdamW(others, lr=recipe.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)

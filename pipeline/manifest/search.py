@@ -6,11 +6,15 @@ are the evidence's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from math import inf
 from typing import Any
 
 from pydantic import Field
 
 from pipeline.manifest.encoding import Count, Record
+
+BYTES, READ, INSTRUCTIONS = "bytes", "bytes a token", "instructions a token"  # what can be limited
 
 
 class Figures(Record):
@@ -23,13 +27,13 @@ class Figures(Record):
 
 
 class Point(Record):
-    """A recipe as a whole model: bytes of its matrices, bytes read and instructions spent in them for each token (None
-    where a kernel of the target has not been counted), the predicted mean KL, and what was measured."""
+    """A recipe as a whole model: bytes of its matrices, bytes read and instructions spent in them for each token, the
+    predicted mean KL, and what was measured."""
 
     name: str
     size: Count
     bytes_per_token: Count
-    instructions_per_token: float | None
+    instructions_per_token: float
     predicted_kl: float | None = None
     measured: Figures
 
@@ -54,3 +58,24 @@ class Found(Record):
     presets: list[Point] = Field(default_factory=list)
     losses: dict[str, dict[str, float]] = Field(default_factory=dict)
     measured: Count
+
+    @property
+    def peer(self) -> Point | None:
+        """The best preset within the budget's bytes."""
+        return best_within(self.presets, self.limits)
+
+
+def best_within(presets: Iterable[Point], limits: Mapping[str, float]) -> Point | None:
+    """Return the preset of least mean KL that keeps limits in bytes, None where none does."""
+    within = [p for p in presets if p.size <= limits.get(BYTES, inf) and p.bytes_per_token <= limits.get(READ, inf)]
+    return min(within, key=lambda p: p.measured.mean_kl, default=None)
+
+
+def unbettered(costs: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Return those of several costs, ascending and each once, that no other is at most as great as in all of them."""
+    once = sorted(set(costs))
+    return [one for one in once if not any(other != one and _at_most(other, one) for other in once)]
+
+
+def _at_most(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return all(a <= b for a, b in zip(one, other, strict=True))

@@ -44,7 +44,6 @@ def _library() -> Any:
     pointer, count, kind = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     found.ggml_quantize_chunk.restype = ctypes.c_size_t
     found.ggml_quantize_chunk.argtypes = (kind, pointer, pointer, count, count, count, pointer)
-    found.ggml_quantize_init.argtypes = (kind,)
     found.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
     found.ggml_get_type_traits.argtypes = (kind,)
     return found
@@ -66,7 +65,6 @@ def rounded(
     out = np.empty(matrix.shape, np.float32)
     columns = matrix.shape[1]
     library, traits, number = _library(), _traits(kind), TENSOR_TYPES[kind]
-    library.ggml_quantize_init(number)
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     step = max(1, SLAB // columns)
     buffer = np.empty(step * columns // traits.blck_size * traits.type_size, np.uint8)

@@ -253,6 +253,10 @@ class Session:
             raise ToolError(f"{self._path.name}: llama.cpp cannot tokenize {text[:40]!r}", hint="shorten the text")
         return list(ids[:count])
 
+    def turn(self, prompt: str, answer: str | None = None) -> list[int]:
+        """Return the ids of `chat(prompt, answer)`; raises as `chat` and `tokenize` do."""
+        return self.tokenize(self.chat(prompt, answer))
+
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, special tokens left out."""
         array = (ctypes.c_int32 * len(ids))(*ids)

@@ -24,6 +24,11 @@ def find(program: str, hint: str) -> str:
     return found
 
 
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def run(
     argv: Sequence[str | Path],
     *,

@@ -123,8 +123,7 @@ class Chart:
 class Series:
     """Points of one kind in a cloud, (x, y); `joined` by a line, a `cross` instead of a ring."""
 
-    name: str
-    points: tuple[tuple[float, float], ...]
+    points: tuple[tuple[float, ...], ...]
     joined: bool = False
     cross: bool = False
 

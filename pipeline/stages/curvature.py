@@ -20,8 +20,8 @@ from torch import Tensor
 
 from pipeline.errors import StageError
 from pipeline.stages.golden import Request
+from pipeline.stages.survey import HINT
 
-HINT = "write the variant's recipe out in models/*.yaml instead of 'search'"
 LOGITS = 1 << 24  # values of one batch's logits, 64 MiB in f32
 ROWS = 32  # sequences of a batch at most
 
@@ -121,10 +121,10 @@ class Curvature:
 
     def matrices(self) -> Iterator[Matrix]:
         """Go through the model and yield its matrices: the output's, each layer's from the last, the embedding's."""
-        for module in self._model.modules():
-            if not any(module is inner for layer in self._layers for inner in layer.modules()):
-                for parameter in module.parameters(recurse=False):
-                    parameter.data = parameter.data.float()
+        inside = {parameter for layer in self._layers for parameter in layer.parameters()}
+        for parameter in self._model.parameters():
+            if parameter not in inside:
+                parameter.data = parameter.data.float()
         for batch in self._batches:
             self._forward(batch)
         yield Matrix(self._names[self._head], self._head.weight, self._at_head)
@@ -265,5 +265,5 @@ def _batch(requests: Sequence[Request], places: list[int]) -> _Batch:
     for row, request in enumerate(requests):
         length = len(request.forced)
         ids[row, :length], real[row, :length] = torch.tensor(request.forced), True
-        answer[row, request.prompt_length - 1 : length] = request.prompt_length < length
+        answer[row, request.answer_start : length] = True
     return _Batch(places, ids, real, answer)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pipeline.catalog.params import Check
 from pipeline.errors import StageError
-from pipeline.ports import process
+from pipeline.ports import files, process
 from pipeline.stages import golden
-from pipeline.stages.golden import GoldenRun
+from pipeline.stages.golden import GoldenRun, Requests
 from pipeline.toolchain.runtime import RUNNER
 
 HINT = "see the message; if it is memory, lower check.context in params.yaml"
@@ -38,6 +38,15 @@ class Asked:
     reference: Path | None = None
     answers: bool = True
     times: int = 1
+
+
+def refer(launcher: Launcher, model: Path, requests: Requests, folder: Path, *, settings: Check) -> None:
+    """Write requests, and a model's logits over their forced sequences, into an existing folder; raises as `launch`."""
+    asked = folder / golden.REQUESTS_FILE
+    files.write(asked, requests.encode())
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".run.") as out:
+        launch(launcher, model, Asked(asked, answers=False), Path(out), settings=settings, logits=True)
+        files.move(Path(out) / golden.LOGITS_FILE, folder / golden.LOGITS_FILE)
 
 
 def launch(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from pipeline.catalog.golden import GoldenPrompt, Match
+from pipeline.catalog.golden import Example, GoldenPrompt, Match
 from pipeline.errors import StageError, ToolError
 from pipeline.manifest.encoding import Count, Record
 
@@ -42,13 +42,23 @@ class Request(Record):
         ids = tokenize(prompt.prompt, None)
         # A pattern is no answer to be forced; of such a prompt only its own positions are compared.
         forced = ids if prompt.match is Match.REGEX else tokenize(prompt.prompt, prompt.expected)
+        return cls.between(prompt.id, ids, forced, max_tokens=prompt.max_tokens)
+
+    @classmethod
+    def between(cls, name: str, prompt: list[int], forced: list[int], *, max_tokens: int = 0) -> Request:
+        """Return a request by a prompt's ids, and those of prompt and answer together."""
         return cls(
-            id=prompt.id,
-            prompt=ids,
+            id=name,
+            prompt=prompt,
             forced=forced,
-            prompt_length=common_prefix(ids, forced),
-            max_tokens=prompt.max_tokens,
+            prompt_length=common_prefix(prompt, forced),
+            max_tokens=max_tokens,
         )
+
+    @property
+    def answer_start(self) -> int:
+        """The forced position that predicts the answer's first token; behind the last where there is no answer."""
+        return self.prompt_length - 1 if self.prompt_length < len(self.forced) else len(self.forced)
 
 
 class Requests(Record):
@@ -129,7 +139,7 @@ def read_run(folder: Path) -> GoldenRun:
         ) from e
 
 
-def some_of_each(prompts: Sequence[GoldenPrompt], count: int) -> list[int]:
+def some_of_each(prompts: Sequence[GoldenPrompt | Example], count: int) -> list[int]:
     """Return the places of the first `count` prompts of each family, ascending: what a slow machine is asked."""
     asked: Counter[str] = Counter()
     places = []

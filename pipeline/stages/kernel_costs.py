@@ -30,7 +30,6 @@ from pipeline.toolchain import counting, runtime, source
 from pipeline.toolchain.kernels import Counted, Counts
 
 WIDTH, ROWS = 512, (1024, 2048)
-STEPS = 4
 
 
 def count(targets: Iterable[Target] = Target, kinds: Iterable[str] = TENSOR_TYPES) -> Counts:
@@ -65,11 +64,11 @@ def _cost(folder: Path, emulator: qemu.Emulator, kind: str) -> float:
 
 
 def _instructions(folder: Path, emulator: qemu.Emulator, model: str) -> float:
-    """Instructions of one decoded token."""
+    """Instructions of the token decoded after the prompt's."""
     out = folder / f"{model}.{emulator.target}"
     out.mkdir()
     asked = out / "requests.json"
-    request = Request(id="x", prompt=[5, 9, 7], forced=[], prompt_length=3, max_tokens=STEPS + 1)
+    request = Request(id="x", prompt=[5, 9, 7], forced=[], prompt_length=3, max_tokens=2)
     asked.write_bytes(Requests(requests=[request]).encode())
     before = emulator.argv(counting.plugin(emulator.version), {counting.OUT_VARIABLE: "out/counts"})
     program = runtime.find(emulator.target).program(runtime.RUNNER)

@@ -135,7 +135,7 @@ def _entry(project: Project, variant: Variant, found: Findings, released: dict[s
         evidence=[c.evidence for c in checks],
         measurements=[c.measurement for c in checks if c.measurement],
         missing=[m for m in found.missing if m.variant == variant.name],
-        search=findings.search(project, variant) if variant.tier in GGUF_TIERS else None,
+        search=findings.search(project, variant),
         certificate=next((c for c in findings.certificates(project, variant.tier) if c.model_sha256 == model), None),
     )
 

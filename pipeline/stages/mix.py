@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pipeline.catalog.recipe import Recipe
+from pipeline.manifest.search import BYTES, INSTRUCTIONS, READ
 from pipeline.stages import knapsack
 from pipeline.stages.survey import EMBEDDING, Option, Survey, Surveyed, Weigh, size
 
-BYTES, READ, INSTRUCTIONS = "bytes", "bytes a token", "instructions a token"
 BASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # others are called as their type
 SWAPS = 100  # single changes of each direction that are paired
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
@@ -40,11 +40,9 @@ class Market:
             for matrix in self.survey.matrices
         ]
 
-    def takes(self, matrix: Surveyed, option: Option) -> dict[str, float]:
-        """Return what an option takes of what can be limited."""
-        return self._takes(matrix, option.type, option.size)
-
-    def _takes(self, matrix: Surveyed, kind: str, bytes_: int) -> dict[str, float]:
+    def takes(self, matrix: Surveyed, kind: str) -> dict[str, float]:
+        """Return what a matrix of a type takes of what can be limited."""
+        bytes_ = size(kind, matrix.columns, matrix.rows)
         if matrix.name == EMBEDDING and not self.survey.tied:  # one row a token, and nothing multiplied
             return {BYTES: bytes_, READ: bytes_ / matrix.rows, INSTRUCTIONS: 0.0}
         return {BYTES: bytes_, READ: bytes_, INSTRUCTIONS: matrix.rows * matrix.columns * self.per_weight[kind]}
@@ -53,16 +51,16 @@ class Market:
         """Return what a file takes whose matrices have these types."""
         sums: Counter[str] = Counter()
         for matrix in self.survey.matrices:
-            kind = types[matrix.name]
-            sums.update(self._takes(matrix, kind, size(kind, matrix.columns, matrix.rows)))
+            sums.update(self.takes(matrix, types[matrix.name]))
         return dict(sums)
 
     def total(self, places: Places) -> dict[str, float]:
         """Return what a mix takes."""
-        sums: Counter[str] = Counter()
-        for matrix, option in self.options(places):
-            sums.update(self.takes(matrix, option))
-        return dict(sums)
+        return self.sizes(self.types(places))
+
+    def types(self, places: Places) -> dict[str, str]:
+        """Return each matrix's type."""
+        return {matrix.name: option.type for matrix, option in self.options(places)}
 
     def options(self, places: Places) -> Iterator[tuple[Surveyed, Option]]:
         """Yield each matrix with its option."""
@@ -75,26 +73,24 @@ class Market:
 
     def solve(self, limits: Mapping[str, float], weigh: Weigh) -> knapsack.Solution | None:
         """Return the mix of least predicted loss within limits."""
-        groups = [
-            [knapsack.Option(self.survey.total(o.kl, weigh), self.takes(matrix, o)) for o in group]
+        return knapsack.solve(self._priced(weigh), limits)
+
+    def _priced(self, weigh: Weigh) -> list[list[knapsack.Option]]:
+        """What each option loses and takes."""
+        return [
+            [knapsack.Option(self.survey.total(o.kl, weigh), self.takes(matrix, o.type)) for o in group]
             for matrix, group in zip(self.survey.matrices, self.groups, strict=True)
         ]
-        return knapsack.solve(groups, limits)
 
     def near(self, places: Places, limits: Mapping[str, float], weigh: Weigh) -> Iterator[Places]:
         """Yield mixes within limits that differ in one matrix or two, by their predicted loss."""
-        losses = [[self.survey.total(o.kl, weigh) for o in group] for group in self.groups]
-        takes = [
-            [self.takes(matrix, o) for o in group]
-            for matrix, group in zip(self.survey.matrices, self.groups, strict=True)
-        ]
-        changes = [
-            (losses[at][to] - losses[at][place], at, to)
+        priced = self._priced(weigh)
+        changes = sorted(
+            (option.loss - priced[at][place].loss, at, to)
             for at, place in enumerate(places)
-            for to in range(len(self.groups[at]))
+            for to, option in enumerate(priced[at])
             if to != place
-        ]
-        changes.sort()
+        )
         better = [c for c in changes if c[0] < 0][-SWAPS:]
         worse = [c for c in changes if c[0] >= 0][:SWAPS]
         some = [*better, *worse]
@@ -105,19 +101,18 @@ class Market:
             after = dict(before)
             for _, at, to in made:
                 for name in limits:
-                    after[name] += takes[at][to][name] - takes[at][places[at]][name]
+                    after[name] += priced[at][to].takes[name] - priced[at][places[at]].takes[name]
             if all(after[name] <= limit for name, limit in limits.items()):
                 changed = {at: to for _, at, to in made}
                 yield tuple(changed.get(at, place) for at, place in enumerate(places))
 
     def recipe(self, places: Places) -> Recipe:
         """Return the recipe that gives each matrix its option."""
-        chosen = {matrix.name: option for matrix, option in self.options(places)}
         weights: Counter[str] = Counter()
         for matrix, option in self.options(places):
             weights[option.type] += matrix.rows * matrix.columns
         common = max(sorted(weights), key=lambda kind: weights[kind])
-        guided = [name for name, option in chosen.items() if option.imatrix]
+        guided = any(option.imatrix for _, option in self.options(places))
         bare = [
             matrix.name
             for matrix, option in self.options(places)
@@ -125,8 +120,8 @@ class Market:
         ]
         return Recipe(
             base=BASES.get(common, common),
-            imatrix=bool(guided),
-            tensors=patterns({name: option.type for name, option in chosen.items()}),
+            imatrix=guided,
+            tensors=patterns(self.types(places)),
             no_imatrix=sorted(bare) if guided else [],
         )
 

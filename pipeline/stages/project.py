@@ -13,7 +13,7 @@ from pipeline.catalog.document import parse_yaml
 from pipeline.catalog.golden import Example, GoldenPrompt, parse_examples, parse_golden
 from pipeline.catalog.names import RunnerClass, Target, Tier, Variant
 from pipeline.catalog.params import Params
-from pipeline.catalog.recipe import Recipe
+from pipeline.catalog.recipe import Recipe, Search
 from pipeline.catalog.tiers import TierFile
 from pipeline.errors import CatalogError
 from pipeline.ports import files
@@ -34,8 +34,9 @@ def _tier_file(text: str, file: str, *, tier: Tier) -> TierFile:
     return found
 
 
-def _recipe(text: str, file: str) -> Recipe:
-    return parse_yaml(text, Recipe, file)
+def read_recipe(path: Path) -> Recipe:
+    """Return the recipe in a YAML file; raises CatalogError where it is none."""
+    return files.load(path, lambda text, file: parse_yaml(text, Recipe, file))
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,15 @@ class Project:
         """The recipe a variant is quantized by, written out or found."""
         return self.build / "recipes" / f"{variant.name}.yaml"
 
+    def chosen(self, variant: Variant) -> Recipe | Search:
+        """Return what a GGUF variant's tier file says: a recipe, or the budget to find one within."""
+        recipes = self.tier(variant.tier).recipes
+        assert recipes is not None, "a GGUF tier's file has 'recipes'"
+        return recipes[variant.target]
+
     def recipe(self, variant: Variant) -> Recipe:
         """Return the recipe a variant is quantized by; raises CatalogError where there is none yet."""
-        return files.load(self.recipe_file(variant), _recipe)
+        return read_recipe(self.recipe_file(variant))
 
     def search(self, variant: Variant) -> Path:
         """How a variant's recipe was found."""

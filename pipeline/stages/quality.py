@@ -6,11 +6,12 @@ significant digits, below which the order of additions on another CPU would show
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from math import exp
 from random import Random
 from statistics import fmean
+from typing import TypeVar
 
 from pipeline.catalog.golden import GoldenPrompt
 from pipeline.errors import StageError
@@ -18,6 +19,8 @@ from pipeline.manifest.evidence import Family, Interval, Quality, quantile
 from pipeline.stages.golden import GoldenAnswer, GoldenRun, Request
 
 RESAMPLES = 1000
+
+R = TypeVar("R")
 
 
 def quality(prompts: Sequence[GoldenPrompt], requests: Sequence[Request], run: GoldenRun) -> Quality:
@@ -62,13 +65,21 @@ def rounded(value: float) -> float:
 
 
 def interval(sums: Sequence[tuple[float, int]]) -> Interval:
-    """Return the 95 % interval of a mean from each prompt's sum and count, prompts drawn anew; always the same draws.
+    """Return the 95 % interval of a mean from each prompt's sum and count, prompts drawn anew.
 
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13 (percentiles).
     """
+    low, high = bootstrap(sums, _ratio)
+    return Interval(low=rounded(low), high=rounded(high))
+
+
+def bootstrap(
+    rows: Sequence[R], figure: Callable[[Sequence[R]], float], resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """Return where 95 % of a figure's values lie over rows drawn anew; always the same draws."""
     draw = Random(0)  # noqa: S311 - statistics
-    means = [_ratio(draw.choices(sums, k=len(sums))) for _ in range(RESAMPLES)]
-    return Interval(low=rounded(quantile(means, 0.025)), high=rounded(quantile(means, 0.975)))
+    values = [figure(draw.choices(rows, k=len(rows))) for _ in range(resamples)]
+    return quantile(values, 0.025), quantile(values, 0.975)
 
 
 def _ratio(sums: Iterable[tuple[float, int]]) -> float:
@@ -86,5 +97,5 @@ def _answer_sums(rows: Iterable[tuple[Request, GoldenAnswer]]) -> list[tuple[flo
 
 
 def _answer_part(request: Request, values: Sequence[float]) -> Sequence[float]:
-    # From the position that predicts the answer's first token on; without an answer all of the prompt's count.
-    return values[request.prompt_length - 1 :] if request.prompt_length < len(request.forced) else values
+    # Without an answer all of the prompt's count.
+    return values[request.answer_start :] or values

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from pipeline.errors import CatalogError, StageError
 from pipeline.manifest import gguf
 from pipeline.manifest.encoding import canonical, sha256
 from pipeline.manifest.tensor import Tensor
-from pipeline.ports import files, llama
+from pipeline.ports import files, llama, process
 from pipeline.stages.project import MODEL, Project
 from pipeline.toolchain.cache import locked
 
@@ -179,14 +178,14 @@ def _reuse(kept: Path) -> dict[str, Any] | None:
 
 
 def _make(kept: Path, source: Path, matrix: Path | None, recipe: Recipe, variant: Variant) -> dict[str, Any]:
-    imatrix = load_imatrix(matrix) if matrix else {}
     tensors = [t.name for t in llama.header(source).tensors]
+    imatrix = load_imatrix(matrix) if matrix else {}
     refuse_unmatched(recipe, tensors, imatrix, _where(variant))
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".make.") as scratch:
         made = Path(scratch) / "model.gguf"
         with tqdm(desc=f"quantize {variant}", total=len(tensors), unit="tensor", file=sys.stderr, disable=None) as bar:
             fallbacks = llama.quantize(
-                source, made, recipe, used(imatrix, recipe), len(os.sched_getaffinity(0)),
+                source, made, recipe, used(imatrix, recipe), process.processors(),
                 metadata=_origin(matrix, imatrix, variant.tier) if matrix else None,
                 progress=lambda done, _: bar.update(done - bar.n),
             )  # fmt: skip

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline.catalog.document import parse_yaml
 from pipeline.catalog.names import Tier, Variant
 from pipeline.catalog.recipe import PRESETS, Recipe
 from pipeline.errors import CatalogError, StageError
-from pipeline.ports import files, llama
+from pipeline.ports import files, llama, process
 from pipeline.stages.mix import patterns
-from pipeline.stages.project import MODEL, Project
+from pipeline.stages.project import MODEL, Project, read_recipe
 from pipeline.stages.quantize import load_imatrix, matrices, refuse_unmatched, refuse_unusable, used
 
 
@@ -40,7 +38,7 @@ def recipe(project: Project, what: str) -> Recipe:
     if path.suffix == ".gguf":
         return _of_file(path)
     if path.suffix in {".yaml", ".yml"}:
-        return files.load(path, lambda text, file: parse_yaml(text, Recipe, file))
+        return read_recipe(path)
     return project.recipe(_variant(what))
 
 
@@ -72,7 +70,7 @@ def apply(project: Project, recipe: Recipe, tier: Tier, out: Path) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
             made = Path(scratch) / MODEL
-            llama.quantize(source, made, recipe, used(imatrix, recipe), len(os.sched_getaffinity(0)))
+            llama.quantize(source, made, recipe, used(imatrix, recipe), process.processors())
             files.move(made, out)
     except OSError as e:
         raise StageError(f"cannot write {out}: {e.strerror}", hint="free space or choose another file") from e

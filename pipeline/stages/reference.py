@@ -7,15 +7,11 @@ unquantized model nor a tokenizer.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
-
 from pipeline.catalog.names import Tier
 from pipeline.ports import files
 from pipeline.ports.llama import Session
-from pipeline.stages import gguf_run, golden
-from pipeline.stages.gguf_run import Asked, Launcher
+from pipeline.stages import gguf_run
+from pipeline.stages.gguf_run import Launcher
 from pipeline.stages.golden import Request, Requests
 from pipeline.stages.project import Project
 from pipeline.toolchain.runtime import RUNNER, native
@@ -30,15 +26,6 @@ def reference(project: Project, tier: Tier) -> None:
     """
     model, runner = project.gguf(tier), Launcher(project.runtime(native()) / RUNNER)
     with Session(model) as session:
-
-        def tokenize(prompt: str, answer: str | None) -> list[int]:
-            return session.tokenize(session.chat(prompt, answer))
-
-        requests = Requests(requests=[Request.of(prompt, tokenize) for prompt in project.golden()])
-    with files.new_folder(project.reference(tier)) as folder, tempfile.TemporaryDirectory() as scratch:
-        path = folder / golden.REQUESTS_FILE
-        path.write_bytes(requests.encode())
-        gguf_run.launch(
-            runner, model, Asked(path, answers=False), Path(scratch), settings=project.params.check, logits=True
-        )
-        shutil.move(Path(scratch) / golden.LOGITS_FILE, folder / golden.LOGITS_FILE)
+        requests = Requests(requests=[Request.of(prompt, session.turn) for prompt in project.golden()])
+    with files.new_folder(project.reference(tier)) as folder:
+        gguf_run.refer(runner, model, requests, folder, settings=project.params.check)

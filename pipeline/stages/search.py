@@ -18,9 +18,9 @@ import yaml
 from pipeline.catalog.names import Variant
 from pipeline.catalog.recipe import Budget, Recipe
 from pipeline.errors import CatalogError, StageError
-from pipeline.manifest.search import Figures, Found, Point
+from pipeline.manifest.search import BYTES, INSTRUCTIONS, READ, Figures, Found, Point, best_within, unbettered
 from pipeline.ports import files, llama
-from pipeline.stages.mix import BYTES, INSTRUCTIONS, READ, Market, Places
+from pipeline.stages.mix import Market, Places
 from pipeline.stages.project import Project
 from pipeline.stages.quality import rounded
 from pipeline.stages.quantize import matrices
@@ -39,7 +39,7 @@ def search(project: Project, variant: Variant) -> Recipe:
         StageError: nothing fits the budget, or the survey is missing.
         ToolError: llama.cpp or the golden runner fails.
     """
-    chosen = (project.tier(variant.tier).recipes or {})[variant.target]
+    chosen = project.chosen(variant)
     if isinstance(chosen, Recipe):
         recipe, how = chosen, None
     else:
@@ -64,7 +64,9 @@ class Searcher:
         kinds = budget.types or kernels.fast(variant.target)
         self.market = Market(self.survey, kernels.per_weight(variant.target), frozenset(kinds))
         self._positions = _positions(self.survey)
-        self._presets = [self._preset(p.name, p.imatrix, p.trial) for p in self.survey.presets]
+        self._presets = [
+            self._measured(p.label, p.trial, self.market.sizes(p.trial.types)) for p in self.survey.presets
+        ]
         self._others = project.gguf(variant.tier).stat().st_size - sum(
             t.size for t in matrices(llama.header(project.gguf(variant.tier)))
         )
@@ -79,7 +81,7 @@ class Searcher:
             )
         tried = self._measure([s.chosen for s in solved])
         first = solved[0].chosen
-        peer = self._peer(limits)
+        peer = best_within(self._presets, limits)
         while len(tried) < self._budget.measured:
             best = min(tried, key=lambda places: _merit(tried[places], peer))
             room = min(ROUND, self._budget.measured - len(tried))
@@ -96,7 +98,7 @@ class Searcher:
             bound=rounded(max(0.0, solved[0].bound)),
             solved=tried[first],
             chosen=tried[best],
-            types={matrix.name: option.type for matrix, option in self.market.options(best)},
+            types=self.market.types(best),
             front=front,
             presets=self._presets,
             losses=self._losses(),
@@ -123,17 +125,8 @@ class Searcher:
                     hint="choose another, or bytes_max",
                 )
             limits[BYTES] = min(limits.get(BYTES, inf), same[0].size)
-            if same[0].instructions_per_token is not None:
-                limits[INSTRUCTIONS] = same[0].instructions_per_token * budget.instructions_ratio_max
+            limits[INSTRUCTIONS] = same[0].instructions_per_token * budget.instructions_ratio_max
         return limits
-
-    def _peer(self, limits: Mapping[str, float]) -> Point | None:
-        """The best preset within the budget's bytes."""
-        within = [
-            p for p in self._presets
-            if p.size <= limits.get(BYTES, inf) and p.bytes_per_token <= limits.get(READ, inf)
-        ]  # fmt: skip
-        return min(within, key=lambda p: p.measured.mean_kl, default=None)
 
     def _weigh(self, answers: float) -> Weigh:
         every, of_answers = self._positions
@@ -149,23 +142,16 @@ class Searcher:
         return {mix: self._point(mix, trial) for mix, trial in zip(mixes, trials, strict=True)}
 
     def _point(self, mix: Places, trial: Trial) -> Point:
-        takes = self.market.total(mix)
+        predicted = rounded(self.market.loss(mix, self._weigh(0.0)))
+        return self._measured("search", trial, self.market.total(mix), predicted)
+
+    def _measured(self, name: str, trial: Trial, takes: Mapping[str, float], predicted: float | None = None) -> Point:
         return Point(
-            name="search",
+            name=name,
             size=int(takes[BYTES]),
             bytes_per_token=int(takes[READ]),
             instructions_per_token=rounded(takes[INSTRUCTIONS]),
-            predicted_kl=rounded(self.market.loss(mix, self._weigh(0.0))),
-            measured=self._figures(trial),
-        )
-
-    def _preset(self, name: str, imatrix: bool, trial: Trial) -> Point:
-        sizes = self.market.sizes(trial.types)
-        return Point(
-            name=f"{name}+imatrix" if imatrix else name,
-            size=int(sizes[BYTES]),
-            bytes_per_token=int(sizes[READ]),
-            instructions_per_token=rounded(sizes[INSTRUCTIONS]),
+            predicted_kl=predicted,
             measured=self._figures(trial),
         )
 
@@ -182,7 +168,7 @@ class Searcher:
         limits = {
             (p.size, p.instructions_per_token): {
                 BYTES: float(p.size),
-                INSTRUCTIONS: (p.instructions_per_token or inf) * self._budget.instructions_ratio_max,
+                INSTRUCTIONS: p.instructions_per_token * self._budget.instructions_ratio_max,
             }
             for p in self._presets
         }
@@ -211,12 +197,10 @@ def _positions(survey: Survey) -> tuple[int, int]:
 
 def _front(points: Iterable[Point]) -> list[Point]:
     """The points that no other betters in bytes, instructions and KL, by bytes."""
-    by_costs = {(p.size, p.instructions_per_token or 0.0, p.measured.mean_kl): p for p in points}
-    return [
-        by_costs[costs]
-        for costs in sorted(by_costs)
-        if not any(other != costs and all(a <= b for a, b in zip(other, costs, strict=True)) for other in by_costs)
-    ]
+    by_costs: dict[tuple[float, ...], Point] = {
+        (p.size, p.instructions_per_token, p.measured.mean_kl): p for p in points
+    }
+    return [by_costs[costs] for costs in unbettered(by_costs)]
 
 
 def _merit(point: Point, peer: Point | None) -> tuple[int, float]:

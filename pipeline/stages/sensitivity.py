@@ -21,12 +21,12 @@ from pipeline.catalog.names import Tier
 from pipeline.catalog.recipe import Recipe, Search
 from pipeline.errors import StageError
 from pipeline.manifest.encoding import canonical, sha256
-from pipeline.ports import files, ggml
+from pipeline.ports import files, ggml, process
 from pipeline.stages.project import Project
 from pipeline.stages.quality import rounded
 from pipeline.stages.quantize import BASES_NEEDING_IMATRIX, TYPES_NEEDING_IMATRIX, matrices
-from pipeline.stages.survey import BLOCKS, EMBEDDING, Option, Preset, Survey, Surveyed, size
-from pipeline.stages.trials import FOLDS, Journal, Trials, workers
+from pipeline.stages.survey import BLOCKS, EMBEDDING, HINT, Option, Preset, Survey, Surveyed
+from pipeline.stages.trials import FOLDS, Journal, Trials
 from pipeline.toolchain import kernels
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ PRESETS = (
 )  # fmt: skip
 WIDE = "F16"  # what a matrix stays in where none of the types fits its rows
 UNGUIDED = frozenset({"Q8_0", "F16", "BF16", "F32"})  # ggml rounds to them without an importance matrix
-HINT = "write the variant's recipe out in models/*.yaml instead of 'search'"
 
 Key = tuple[str, bool]  # a type, and whether the importance matrix was used
 
@@ -73,11 +72,11 @@ def _candidates(project: Project, tier: Tier) -> list[str]:
 def _survey(project: Project, tier: Tier, kinds: list[str]) -> Survey:
     trials = Trials(project, tier)
     families = sorted({example.family for example in trials.examples})
-    positions = [[[0, 0] for _ in families] for _ in range(FOLDS)]
-    for example in trials.examples:
-        cell = positions[example.fold][families.index(example.family)]
-        cell[0] += example.prompt
-        cell[1] += example.answer
+    cells = [
+        [[n for n, e in enumerate(trials.examples) if (e.fold, e.family) == (fold, family)] for family in families]
+        for fold in range(FOLDS)
+    ]
+    counts = [(example.prompt, example.answer) for example in trials.examples]
     recipes = [
         (name, imatrix, Recipe(base=name, imatrix=imatrix))
         for name in PRESETS
@@ -87,8 +86,8 @@ def _survey(project: Project, tier: Tier, kinds: list[str]) -> Survey:
     measured = trials.measure([recipe for _, _, recipe in recipes], shown=f"{tier}: presets")
     return Survey(
         families=families,
-        positions=positions,
-        matrices=_Surveyor(project, tier, trials, families, kinds).survey(),
+        positions=[[[sum(counts[n][part] for n in cell) for part in (0, 1)] for cell in row] for row in cells],
+        matrices=_Surveyor(project, tier, trials, cells, kinds).survey(),
         presets=[
             Preset(name=name, imatrix=imatrix, trial=trial)
             for (name, imatrix, _), trial in zip(recipes, measured, strict=True)
@@ -99,17 +98,13 @@ def _survey(project: Project, tier: Tier, kinds: list[str]) -> Survey:
 class _Surveyor:
     """Rounds every matrix to every type and predicts what that loses."""
 
-    def __init__(self, project: Project, tier: Tier, trials: Trials, families: list[str], kinds: list[str]) -> None:
-        """Find what a former run has finished."""
+    def __init__(
+        self, project: Project, tier: Tier, trials: Trials, cells: list[list[list[int]]], kinds: list[str]
+    ) -> None:
+        """Find what a former run has finished; `cells` are the examples' places by fold and family."""
         self._model, self._trials, self._kinds = project.model(tier), trials, kinds
         self._settings, self._tier = project.tier(tier).sensitivity, tier
-        self._cells = [
-            [
-                [n for n, e in enumerate(trials.examples) if (e.fold, e.family) == (fold, family)]
-                for family in families
-            ]
-            for fold in range(FOLDS)
-        ]  # fmt: skip
+        self._cells = cells
         self._shapes = {t.name: t.shape for t in matrices(trials.header)}
         settings = {"draws": self._settings.draws, "seed": self._settings.seed, "types": kinds}
         self._journal = Journal(trials.folder / f"survey-{sha256(canonical(settings))[:16]}.jsonl")
@@ -124,9 +119,9 @@ class _Surveyor:
         settings = self._settings
         model = _load(self._model)
         curvature = Curvature(model, self._trials.requests.requests, draws=settings.draws, seed=settings.seed)
-        names = {module: self._gguf_name(module, curvature) for module in curvature.names}
+        names = self._gguf_names(curvature)
         done = {s.name: s for s in map(Surveyed.model_validate_json, self._journal.lines())}
-        left = Counter(names[module] for module in curvature.names)
+        left = Counter(names.values())
         moved: dict[str, dict[Key, Tensor]] = defaultdict(dict)
         if set(names.values()) <= set(done):
             return [done[name] for name in self._shapes if name in done]
@@ -134,7 +129,7 @@ class _Surveyor:
             tqdm(
                 total=len(curvature.names), desc=f"{self._tier}: matrices", unit="matrix", file=sys.stderr, disable=None
             ) as bar,
-            ThreadPoolExecutor(workers()) as pool,
+            ThreadPoolExecutor(process.processors()) as pool,
         ):
             for matrix in curvature.matrices():
                 name = names[matrix.name]
@@ -150,17 +145,22 @@ class _Surveyor:
                 bar.update()
         return [done[name] for name in self._shapes if name in done]
 
-    def _gguf_name(self, module: str, curvature: Curvature) -> str:
+    def _gguf_names(self, curvature: Curvature) -> dict[str, str]:
+        """The GGUF name of each module's matrix."""
         import gguf
 
         architecture = str(self._trials.header.metadata["general.architecture"])
         number = next((a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), None)
         layers = int(self._trials.header.metadata[f"{architecture}.block_count"])  # type: ignore[arg-type]
-        found = gguf.get_tensor_name_map(number, layers).get_name(module) if number is not None else None
-        name = EMBEDDING if module == curvature.names[0] and curvature.tied else f"{found}.weight"
-        if name not in self._shapes:
-            raise StageError(f"{self._tier}: {module} is no matrix of its GGUF file", hint=HINT)
-        return name
+        known = gguf.get_tensor_name_map(number, layers) if number is not None else None
+        modules = curvature.names
+        found = {module: f"{known and known.get_name(module)}.weight" for module in modules}
+        if curvature.tied:
+            found[modules[0]] = EMBEDDING
+        for module, name in found.items():
+            if name not in self._shapes:
+                raise StageError(f"{self._tier}: {module} is no matrix of its GGUF file", hint=HINT)
+        return found
 
     def _options(self, name: str) -> list[Key]:
         columns = self._shapes[name][0]
@@ -190,7 +190,7 @@ class _Surveyor:
             kl = (found.double() ** 2 / 2).view(2, draws, -1).mean(1)  # of prompt and of answer, each example
             options.append(
                 Option(
-                    type=kind, imatrix=imatrix, size=size(kind, columns, rows),
+                    type=kind, imatrix=imatrix,
                     kl=[[[rounded(float(part[cell].sum())) for part in kl] for cell in row] for row in self._cells],
                 )
             )  # fmt: skip

@@ -14,6 +14,7 @@ from pipeline.manifest.gguf import TENSOR_TYPES
 from pipeline.stages.trials import Trial
 
 BLOCKS = {name: (elements, size) for name, elements, size in TENSOR_TYPES.values()}
+HINT = "write the variant's recipe out in models/*.yaml instead of 'search'"
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 
@@ -32,7 +33,6 @@ class Option(Record):
 
     type: str
     imatrix: bool
-    size: Count
     kl: list[list[list[float]]]
 
 
@@ -51,6 +51,10 @@ class Preset(Record):
     name: str
     imatrix: bool
     trial: Trial
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}+imatrix" if self.imatrix else self.name
 
 
 class Survey(Record):

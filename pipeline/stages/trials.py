@@ -24,7 +24,7 @@ from pipeline.catalog.names import Tier
 from pipeline.catalog.recipe import Recipe
 from pipeline.manifest.encoding import Count, Record, Sha256, canonical, sha256
 from pipeline.manifest.evidence import quantile
-from pipeline.ports import files, llama
+from pipeline.ports import files, llama, process
 from pipeline.stages import gguf_run, golden
 from pipeline.stages.calibrate import in_turn
 from pipeline.stages.gguf_run import Asked, Launcher
@@ -76,9 +76,15 @@ class Trials:
         self.imatrix = load_imatrix(matrix)
         self._check = project.params.check
         self._runner = Launcher(runtime.build(runtime.native()).program(runtime.RUNNER))
-        examples = _some(project, settings.per_family)
+        ordered = in_turn(project.calibration())
+        examples = [ordered[place] for place in golden.some_of_each(ordered, settings.per_family)]
         with llama.Session(self.source) as session:
-            self.requests = Requests(requests=[_request(session, e, number) for number, e in enumerate(examples)])
+            self.requests = Requests(
+                requests=[
+                    Request.between(f"{e.family}-{n}", session.turn(e.prompt), session.turn(e.prompt, e.answer))
+                    for n, e in enumerate(examples)
+                ]
+            )
         self.examples = _described(examples, self.requests)
         inputs = {
             "source": files.sha256_file(self.source),
@@ -90,7 +96,9 @@ class Trials:
         }
         self.folder = project.trials(tier) / sha256(canonical(inputs))[:16]
         self._reference = self.folder / golden.LOGITS_FILE
-        self._decode_reference()
+        if not self._reference.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            gguf_run.refer(self._runner, self.source, self.requests, self.folder, settings=self._check)
         self._kept = Journal(self.folder / KEPT_FILE)
         self._known = {trial.recipe: trial for trial in map(Trial.model_validate_json, self._kept.lines())}
         self._quantizing = Lock()
@@ -104,7 +112,7 @@ class Trials:
         new = list({r.digest: r for r in recipes if r.digest not in self._known}.values())
         with (
             TemporaryDirectory(dir=self.folder, prefix=".try.") as scratch,
-            ThreadPoolExecutor(workers()) as pool,
+            ThreadPoolExecutor(process.processors()) as pool,
             tqdm(
                 total=len(new), desc=shown, unit="recipe", file=sys.stderr, disable=None if shown and new else True
             ) as bar,
@@ -133,17 +141,6 @@ class Trials:
         model.unlink()
         return found
 
-    def _decode_reference(self) -> None:
-        if self._reference.exists():
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / golden.REQUESTS_FILE
-        files.write(path, self.requests.encode())
-        with TemporaryDirectory(dir=self.folder, prefix=".run.") as out:
-            asked = Asked(path, answers=False)
-            gguf_run.launch(self._runner, self.source, asked, Path(out), settings=self._check, logits=True)
-            files.move(Path(out) / golden.LOGITS_FILE, self._reference)
-
 
 class Journal:
     """Finished work, a line of JSON each; a line that a kill cut short is as if it had not been begun."""
@@ -168,43 +165,15 @@ class Journal:
             os.fsync(f.fileno())
 
 
-def workers() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def _some(project: Project, per_family: int) -> list[catalog.Example]:
-    """The first examples of each family, families in turn."""
-    asked: Counter[str] = Counter()
-    found = []
-    for example in in_turn(project.calibration()):
-        asked[example.family] += 1
-        if asked[example.family] <= per_family:
-            found.append(example)
-    return found
-
-
-def _request(session: llama.Session, example: catalog.Example, number: int) -> Request:
-    prompt = session.tokenize(session.chat(example.prompt))
-    forced = session.tokenize(session.chat(example.prompt, example.answer))
-    return Request(
-        id=f"{example.family}-{number}",
-        prompt=prompt,
-        forced=forced,
-        prompt_length=golden.common_prefix(prompt, forced),
-        max_tokens=0,
-    )
-
-
 def _described(examples: Sequence[catalog.Example], requests: Requests) -> list[Example]:
     """Families in turn, so that a fold holds every other example of each."""
     seen: Counter[str] = Counter()
     found = []
     for example, request in zip(examples, requests.requests, strict=True):
-        prompt = request.prompt_length - 1 if request.prompt_length < len(request.forced) else len(request.forced)
+        start = request.answer_start
         found.append(
             Example(
-                family=example.family, prompt=prompt, answer=len(request.forced) - prompt,
+                family=example.family, prompt=start, answer=len(request.forced) - start,
                 fold=seen[example.family] % FOLDS,
             )
         )  # fmt: skip

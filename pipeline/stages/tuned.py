@@ -11,21 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from random import Random
 
 from pipeline.catalog.names import Variant
 from pipeline.catalog.recipe import Recipe, Search
 from pipeline.errors import CatalogError
-from pipeline.manifest.evidence import quantile
 from pipeline.stages.mix import Places
 from pipeline.stages.project import Project
+from pipeline.stages.quality import bootstrap
 from pipeline.stages.search import Searcher
 from pipeline.stages.survey import Weigh
 from pipeline.stages.trials import FOLDS, Trial
 
 PAYS = 0.9  # of the variant's own KL, at most
 NEAR = 5  # mixes measured beside the solved one
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def tuned(project: Project, variant: Variant) -> list[Tuned]:
         CatalogError: the variant's recipe is written out, so there is no budget.
         StageError, ToolError: as `search`.
     """
-    chosen = (project.tier(variant.tier).recipes or {})[variant.target]
+    chosen = project.chosen(variant)
     if not isinstance(chosen, Search):
         raise CatalogError(
             f"{variant}: its recipe is written out",
@@ -74,7 +72,7 @@ def _family(searcher: Searcher, family: str, general: Trial) -> Tuned:
         own += [trial.prompt[n] + trial.answer[n] for n in held]
     before = [general.prompt[n] + general.answer[n] for n in places]
     positions = sum(examples[n].prompt + examples[n].answer for n in places)
-    low, high = _interval(own, before)
+    low, high = bootstrap(list(zip(own, before, strict=True)), _ratio)
     return Tuned(
         family=family,
         examples=len(places),
@@ -106,10 +104,5 @@ def _solved(searcher: Searcher, weigh: Weigh) -> list[Recipe]:
     return [searcher.market.recipe(mix) for mix in mixes]
 
 
-def _interval(own: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
-    draw, pairs = Random(0), list(zip(own, before, strict=True))  # noqa: S311 - statistics
-    ratios = []
-    for _ in range(RESAMPLES):
-        chosen = draw.choices(pairs, k=len(pairs))
-        ratios.append(sum(a for a, _ in chosen) / sum(b for _, b in chosen))
-    return quantile(ratios, 0.025), quantile(ratios, 0.975)
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    return sum(own for own, _ in pairs) / sum(before for _, before in pairs)

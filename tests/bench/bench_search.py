@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from tempfile import TemporaryDirectory
 
 import yaml
@@ -29,11 +28,13 @@ from pipeline.manifest.evidence import quantile
 from pipeline.manifest.search import Found
 from pipeline.ports import llama, qemu
 from pipeline.ports.torch_env import pin_cpu_kernels
-from pipeline.stages import calibrate, convert, gguf_run, golden, sensitivity
+from pipeline.stages import calibrate, convert, gguf_run, golden, reference, sensitivity
+from pipeline.stages import runtime as runtime_stage
 from pipeline.stages.check_gguf import instructions
 from pipeline.stages.gguf_run import Asked, Launcher
-from pipeline.stages.golden import Request, Requests
+from pipeline.stages.mix import BASES
 from pipeline.stages.project import Project
+from pipeline.stages.quality import bootstrap
 from pipeline.stages.quantize import used
 from pipeline.stages.search import Searcher
 from pipeline.stages.trials import Trial, Trials
@@ -100,30 +101,18 @@ class Study:
             convert.convert(self.project, TIER)
         if not self.project.imatrix(TIER).exists():
             calibrate.calibrate(self.project, TIER)
-        started = time.process_time(), time.monotonic()
+        started = time.monotonic()
         sensitivity.sensitivity(self.project, TIER)
-        self.seconds["survey"] = time.monotonic() - started[1]
+        self.seconds["survey"] = time.monotonic() - started
         self.trials = Trials(self.project, TIER)
         self._reference()
 
     def _reference(self) -> None:
-        self.golden = self.project.golden()
-        with llama.Session(self.project.gguf(TIER)) as session:
-
-            def tokenize(prompt: str, answer: str | None) -> list[int]:
-                return session.tokenize(session.chat(prompt, answer))
-
-            self.requests = Requests(requests=[Request.of(prompt, tokenize) for prompt in self.golden])
-        self.folder = self.project.reference(TIER)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / golden.REQUESTS_FILE).write_bytes(self.requests.encode())
-        self.runner = Launcher(runtime.find(runtime.native()).program(runtime.RUNNER))
-        with TemporaryDirectory() as out:
-            asked = Asked(self.folder / golden.REQUESTS_FILE, answers=False)
-            gguf_run.launch(
-                self.runner, self.project.gguf(TIER), asked, Path(out), settings=self.project.params.check, logits=True
-            )
-            shutil.move(Path(out) / golden.LOGITS_FILE, self.folder / golden.LOGITS_FILE)
+        self.golden, self.folder = self.project.golden(), self.project.reference(TIER)
+        runtime_stage.runtime(self.project, runtime.native())
+        reference.reference(self.project, TIER)
+        self.requests = golden.read_requests(self.folder / golden.REQUESTS_FILE)
+        self.runner = Launcher(self.project.runtime(runtime.native()) / runtime.RUNNER)
 
     def search(self, preset: str, ratio: float) -> tuple[Recipe, Found]:
         """Search within a preset's bytes, and its instructions times `ratio`."""
@@ -141,8 +130,8 @@ class Study:
             asked = Asked(self.folder / golden.REQUESTS_FILE, self.folder / golden.LOGITS_FILE)
             run = gguf_run.launch(self.runner, model, asked, Path(scratch) / "out", settings=settings)
             per_token = self._count(model, Path(scratch))
-        firsts = [r.prompt_length - 1 if r.prompt_length < len(r.forced) else 0 for r in self.requests.requests]
-        answers = [a.kl[first:] for a, first in zip(run.answers, firsts, strict=True)]
+        pairs = zip(self.requests.requests, run.answers, strict=True)
+        answers = [a.kl[r.answer_start :] or a.kl for r, a in pairs]
         return Measured(
             kl=[sum(a.kl) for a in run.answers],
             positions=[len(a.kl) for a in run.answers],
@@ -177,7 +166,7 @@ def thumb(tensors: Sequence[str]) -> dict[str, Recipe]:
     head = ["output", "token_embd"] if has_output else ["token_embd"]
     found = {}
     for kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q4_0", "IQ4_NL", "IQ4_XS", "Q6_K"):
-        base = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}.get(kind, kind)
+        base = BASES.get(kind, kind)
         for imatrix in (True, False):
             plus = "+imatrix" if imatrix else ""
             found[f"--pure {kind}{plus}"] = Recipe(base=base, imatrix=imatrix, tensors=[f".*={kind}"])
@@ -196,12 +185,12 @@ def thumb(tensors: Sequence[str]) -> dict[str, Recipe]:
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
     """Return the ratio of two sums over the same prompts, and its 95 % interval (paired bootstrap)."""
-    draw, pairs = Random(0), list(zip(ours, theirs, strict=True))
-    values = []
-    for _ in range(RESAMPLES):
-        chosen = draw.choices(pairs, k=len(pairs))
-        values.append(sum(a for a, _ in chosen) / max(1e-12, sum(b for _, b in chosen)))
-    return sum(ours) / max(1e-12, sum(theirs)), quantile(values, 0.025), quantile(values, 0.975)
+
+    def divided(pairs: Sequence[tuple[float, float]]) -> float:
+        return sum(a for a, _ in pairs) / max(1e-12, sum(b for _, b in pairs))
+
+    pairs = list(zip(ours, theirs, strict=True))
+    return divided(pairs), *bootstrap(pairs, divided, RESAMPLES)
 
 
 def mean_kl(trial: Trial) -> float:
@@ -218,10 +207,7 @@ def best(named: Iterable[tuple[str, Recipe, Trial]], size: int) -> tuple[str, Re
 def compare(study: Study) -> list[dict[str, object]]:
     """Return a row for each budget and peer."""
     survey = sensitivity.Survey.read(study.project.sensitivity(TIER))
-    presets = [
-        (p.name + ("+imatrix" if p.imatrix else ""), Recipe(base=p.name, imatrix=p.imatrix), p.trial)
-        for p in survey.presets
-    ]
+    presets = [(p.label, Recipe(base=p.name, imatrix=p.imatrix), p.trial) for p in survey.presets]
     rules = thumb([m.name for m in survey.matrices])
     tried = study.trials.measure(list(rules.values()), shown="rules of thumb")
     ruled = [(name, recipe, trial) for (name, recipe), trial in zip(rules.items(), tried, strict=True)]

@@ -19,8 +19,7 @@ from transformers import Olmo2Config, Olmo2ForCausalLM, Qwen3Config, Qwen3ForCau
 
 from pipeline.demo.batches import batch
 from pipeline.demo.folder import greedy
-from pipeline.demo.learner import weighted_loss
-from pipeline.demo.muon import Muon
+from pipeline.demo.learner import Learner
 from pipeline.demo.recipe import Recipe
 from pipeline.demo.tokenizer import BOS, EOS, MAX_TOKENS, PAD, VOCAB_SIZE, build, packaged
 
@@ -68,28 +67,12 @@ def train(name: str, out: Path) -> None:
     make, recipe = MODELS[name]
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model, tokenizer = make(), build()
-    named = list(model.named_parameters())
-    matrices = [p for n, p in named if p.ndim == 2 and ".layers." in n]
-    others = [p for n, p in named if p.ndim != 2 or ".layers." not in n]
-    muon = Muon(matrices, [recipe.muon_lr] * len(matrices))
-    adamw = torch.optim.AdamW(others, lr=recipe.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)
+    learner, tokenizer = Learner(recipe, make()), build()
     bar = tqdm(range(recipe.steps), desc=name, file=sys.stderr)
     for step in bar:
-        chunks = batch(tokenizer, recipe, step)
-        total = torch.stack([c.weights.sum() for c in chunks]).sum()
-        loss = 0.0
-        for chunk in chunks:
-            part = weighted_loss(model, chunk) / total
-            part.backward()
-            loss += float(part.detach())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-        muon.step(recipe.pace(step))
-        for group in adamw.param_groups:
-            group["lr"] = recipe.adamw_lr * recipe.pace(step)
-        adamw.step()
-        model.zero_grad(set_to_none=True)
+        loss = learner.step(batch(tokenizer, recipe, step), recipe.pace(step))
         bar.set_postfix(loss=f"{loss:.4f}")
+    model = learner.model
     untie(model)
     model.generation_config = greedy()
     model.save_pretrained(out)

@@ -15,7 +15,7 @@ LOSS = {"Q2_K": 9.0, "Q4_K": 1.0, "Q8_0": 0.01}
 
 def _surveyed(name: str, rows: int, weight: float) -> Surveyed:
     options = [
-        Option(type=kind, imatrix=imatrix, size=size(kind, 256, rows), kl=[[[weight * LOSS[kind] * (0.8 if imatrix else 1.0), 0.0]]])
+        Option(type=kind, imatrix=imatrix, kl=[[[weight * LOSS[kind] * (0.8 if imatrix else 1.0), 0.0]]])
         for kind in KINDS
         for imatrix in ((False, True) if name.startswith("blk") and kind != "Q8_0" else (False,))
     ]  # fmt: skip

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from statistics import fmean
 
-from pipeline.manifest.search import Found, Point
+from pipeline.manifest.search import Found, Point, unbettered
 from pipeline.report import text
 from pipeline.report.layout import Cell, Cloud, Grid, Section, Series, Table, figures, words
 from pipeline.report.model import Report
@@ -42,14 +42,8 @@ def section(report: Report) -> Section:
     )
 
 
-def best(found: Found) -> Point | None:
-    """Return the best preset that takes no more bytes than the search was given."""
-    within = [p for p in found.presets if p.size <= found.limits.get("bytes", float("inf"))]
-    return min(within, key=lambda p: p.measured.mean_kl, default=None)
-
-
 def _row(part: Part, found: Found) -> tuple[Cell, ...]:
-    chosen, peer = found.chosen, best(found)
+    chosen, peer = found.chosen, found.peer
     budget = ", ".join(
         str(found.budget[key]) for key in ("preset", "bytes_max", "bytes_per_token_max") if found.budget.get(key)
     )
@@ -67,13 +61,13 @@ def _row(part: Part, found: Found) -> tuple[Cell, ...]:
 
 
 def _per(chosen: Point, peer: Point | None) -> float | None:
-    if peer is None or not peer.instructions_per_token or chosen.instructions_per_token is None:
+    if peer is None or not peer.instructions_per_token:
         return None
     return chosen.instructions_per_token / peer.instructions_per_token
 
 
 def _front(part: Part, found: Found) -> Cloud:
-    name, peer = part.variant.name, best(found)
+    name, peer = part.variant.name, found.peer
     told = f"{name}: {text.number(found.chosen.measured.mean_kl)} nats at {text.size(found.chosen.size)}."
     if peer:
         told += f" The best preset of no more bytes, {peer.name}: {text.number(peer.measured.mean_kl)}."
@@ -85,16 +79,11 @@ def _front(part: Part, found: Found) -> Cloud:
         legend="Line: the best found. Rings: presets, with the importance matrix and without. Cross: chosen.",
         summary=told,
         series=(
-            Series("searched", _lower([_at(p) for p in found.front]), joined=True),
-            Series("presets", tuple(_at(p) for p in found.presets)),
-            Series("chosen", (_at(found.chosen),), cross=True),
+            Series(tuple(unbettered(_at(p) for p in found.front)), joined=True),
+            Series(tuple(_at(p) for p in found.presets)),
+            Series((_at(found.chosen),), cross=True),
         ),
     )
-
-
-def _lower(points: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """The points that none of no more bytes betters."""
-    return tuple(p for p in sorted(points) if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points))
 
 
 def _at(point: Point) -> tuple[float, float]:
