@@ -48,7 +48,7 @@ release: runtimes ## the main job: build, check, sign and publish all nine varia
 # DVC makes one stage at a time. In a fresh clone the tiers are made side by side first, each in its order, but for what
 # takes times; what fails here, `dvc repro` does again and explains.
 MADE = $(foreach stage,distill convert calibrate sensitivity search quantize reference check-emulated certify,'$(stage)@$@*')
-large: MADE = 'shard@*'
+large: MADE = shard
 $(TIERS):
 	@dvc repro --quiet --single-item --glob $(MADE) || true
 

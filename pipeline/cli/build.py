@@ -53,9 +53,7 @@ def add_commands(commands: Commands) -> None:
     )
     _tier_option(quantize)
     _target_option(quantize)
-    _target_option(
-        add(commands, "shard", _shard, "stage: split the large tier for tensor parallelism", "shard --target arm64")
-    )
+    add(commands, "shard", _shard, "stage: split the large tier for tensor parallelism")
     _target_option(
         add(commands, "runtime", _runtime, "stage: a target's programs, compiled where the cache lacks them")
     )
@@ -214,11 +212,11 @@ def _quantize(args: argparse.Namespace) -> None:
     quantize.quantize(Project.load(), Variant(args.tier, args.target))
 
 
-def _shard(args: argparse.Namespace) -> None:
+def _shard(_: argparse.Namespace) -> None:
     pin_cpu_kernels()
     from pipeline.stages import shard
 
-    shard.shard(Project.load(), Variant(Tier.LARGE, args.target))
+    shard.shard(Project.load())
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.catalog.names import Variant
+from pipeline.catalog.names import Target, Tier, Variant
 from pipeline.catalog.tiers import Shard
 from pipeline.errors import StageError
 from pipeline.manifest.encoding import canonical
@@ -87,16 +87,21 @@ def rank_file(rank: int, degree: int) -> str:
     return f"model-rank-{rank:05d}-of-{degree:05d}.safetensors"
 
 
-def shard(project: Project, variant: Variant) -> Path:
-    """Split the tier's model into `project.variant(variant)` and return that folder.
+def shard(project: Project) -> list[Path]:
+    """Split the large tier's model once, into the folder of each target's variant, and return those folders.
 
     Raises:
         StageError: the architecture has no plan, the degree does not fit, weights are missing, or the disk is full.
     """
-    recipe = project.tier(variant.tier).shard
-    if recipe is None:
-        raise StageError(f"{variant.tier} is not sharded", hint="shard a variant of the large tier")
-    return split(project.model(variant.tier), project.variant(variant), recipe)
+    recipe = project.tier(Tier.LARGE).shard
+    assert recipe is not None, "the catalog gives the large tier a shard"
+    first, *others = (project.variant(Variant(Tier.LARGE, target)) for target in Target)
+    split(project.model(Tier.LARGE), first, recipe)
+    for other in others:
+        with files.new_folder(other) as folder:
+            for made in sorted(first.iterdir()):
+                files.put(made, folder / made.name)
+    return [first, *others]
 
 
 def split(model: Path, target: Path, recipe: Shard) -> Path:

@@ -149,13 +149,16 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
-def test_a_variant_is_the_tiers_model_split(tmp_path: Path) -> None:
+def test_the_variants_are_the_tiers_model_split_once(tmp_path: Path) -> None:
     """Without a source of its own the large tier is the teacher; the tokenizer's files come along."""
     work = project(
         tmp_path, {"embedded": {"path": "x", "digest": f"sha256:{'0' * 64}"}}, {"large": {"shard": {"degree": 2}}}
     )
     models.save(work.teacher, models.llama())
-    folder = shard(work, Variant(Tier.LARGE, Target.X86_64))
+    made = shard(work)
+    assert made == [work.variant(Variant(Tier.LARGE, target)) for target in Target]
+    assert len({tree_digest(folder) for folder in made}) == 1
+    folder = made[-1]
     names = {path.name for path in folder.iterdir()}
     assert names >= {SHARDS, "config.json", "tokenizer.json", rank_file(0, 2), rank_file(1, 2)}
     assert "model.safetensors" not in names
