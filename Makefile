@@ -55,11 +55,11 @@ $(TIERS):
 report: $(VENV)/.ready ## write the report of what was built, or why the gate refused it: build/report/
 	@edge-release report
 
-test: runtimes ## run the tests (those that need a service say how to enable them)
+test: runtimes $(VENV)/.dev ## run the tests (those that need a service say how to enable them)
 	$(SAY) 'testing'
 	@python -m pytest -n auto --dist loadfile -m "not workflow"
 
-check: $(VENV)/.ready ## lint, types, import contracts, workflow and schema checks
+check: $(VENV)/.dev ## lint, types, import contracts, workflow and schema checks
 	$(SAY) 'ruff'
 	@ruff check .
 	@ruff format --check .
@@ -72,7 +72,7 @@ check: $(VENV)/.ready ## lint, types, import contracts, workflow and schema chec
 	@check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	@zizmor --offline --quiet .github
 
-fix: $(VENV)/.ready ## let ruff mend what it can
+fix: $(VENV)/.dev ## let ruff mend what it can
 	@ruff check --fix .
 	@ruff format .
 
@@ -94,8 +94,9 @@ train-demo: $(VENV)/.ready ## train the demo teacher again (long) and write its 
 	@edge-release train-demo --out models/demo
 
 lock: ## resolve requirements/*.in into pinned, hashed requirements/*.txt
-	@for f in base all; do uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header \
-		--python-version 3.11 requirements/$$f.in --output-file requirements/$$f.txt; done
+	@for f in all build base; do uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header \
+		--python-version 3.11 $$(test $$f = all || echo --constraint requirements/all.txt) \
+		requirements/$$f.in --output-file requirements/$$f.txt || exit; done
 
 # What the workflows call (docs/github-actions.md). Values come as variables of the environment.
 define RESTORE
@@ -133,7 +134,7 @@ image-sign: ## in CI: sign the container image IMAGE@DIGEST as this workflow
 clean: ## remove what was built here (not the registry, not the caches)
 	rm -rf build $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .benchmarks *.egg-info
 
-$(VENV)/.ready: requirements/all.txt pyproject.toml pipeline/toolchain/source.py pipeline/toolchain/host.py
+$(VENV)/.ready: requirements/build.txt pyproject.toml pipeline/toolchain/source.py pipeline/toolchain/host.py
 	$(SAY) 'creating $(VENV)'
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edge-release needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	@command -v c++ >/dev/null || { echo 'edge-release needs a C++ compiler: apt install g++ (or ask for it)'; exit 4; }
@@ -141,10 +142,15 @@ $(VENV)/.ready: requirements/all.txt pyproject.toml pipeline/toolchain/source.py
 	$(SAY) 'installing torch (pinned, first)'
 	@$(PIP) install --no-compile $(TORCH_OPTIONS) torch==2.13.0
 	$(SAY) 'installing the pinned dependencies'
-	@$(PIP) install --no-compile --no-deps --require-hashes -r requirements/all.txt
+	@$(PIP) install --no-compile --no-deps --require-hashes -r requirements/build.txt
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	$(SAY) 'building llama.cpp from its pinned source (some minutes once, then cached in ~/.cache/edge-release)'
 	@wheel="$$(edge-release toolchain host)" && $(PIP) install --quiet --no-deps --force-reinstall "$$wheel"
+	@touch $@
+
+$(VENV)/.dev: requirements/all.txt $(VENV)/.ready
+	$(SAY) 'installing what serves, tests and lints'
+	@$(PIP) install --quiet --no-compile --no-deps --require-hashes -r requirements/all.txt
 	@touch $@
 
 $(VENV)/.base: requirements/base.txt pyproject.toml

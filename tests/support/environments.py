@@ -19,9 +19,9 @@ def stamped(venv: Path, *, base: bool) -> None:
         _base(venv)
     else:
         _all(venv)
-    stamp = venv / (".base" if base else ".ready")
-    stamp.touch()
-    os.utime(stamp, times=(time.time() + 86_400,) * 2)
+    for stamp in [".base"] if base else [".ready", ".dev"]:
+        (venv / stamp).touch()
+        os.utime(venv / stamp, times=(time.time() + 86_400,) * 2)
 
 
 def without_our_commands(path: str) -> str:
