@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+
+FAMILY = r"[a-z0-9][a-z0-9_-]{0,40}"  # what a prompt family is called that a variant may be tuned to
 
 
 class Tier(StrEnum):
@@ -43,26 +46,43 @@ class Channel(StrEnum):
 
 @dataclass(frozen=True, order=True)
 class Variant:
-    """One tier for one target, named `tiny-edge-arm64`."""
+    """One tier for one target, named `tiny-edge-arm64`; tuned to a prompt family it is `tiny-edge-arm64+lookup`."""
 
     tier: Tier
     target: Target
+    family: str = ""
+
+    def __post_init__(self) -> None:
+        if self.family and not re.fullmatch(FAMILY, self.family):
+            raise ValueError(f"no variant can be called after family {self.family!r}: {FAMILY}")
 
     @classmethod
     def parse(cls, name: str) -> Variant:
         """Return the variant called `name`.
 
         Raises:
-            ValueError: no variant has that name; the message lists those that exist.
+            ValueError: no variant can have that name; the message lists those that can.
         """
+        plain, plus, family = name.partition("+")
         for variant in VARIANTS:
-            if variant.name == name:
-                return variant
-        raise ValueError(f"no variant {name!r}; there are {', '.join(v.name for v in VARIANTS)}")
+            if variant.name == plain and bool(plus) == bool(family):
+                return cls(variant.tier, variant.target, family)
+        names = ", ".join(v.name for v in VARIANTS)
+        raise ValueError(f"no variant {name!r}; there are {names}, and VARIANT+FAMILY where one is tuned")
 
     @property
     def name(self) -> str:
+        return f"{self.plain_name}+{self.family}" if self.family else self.plain_name
+
+    @property
+    def plain_name(self) -> str:
+        """The name without the family: of the variant for all prompts, and of the folder its kin lie in."""
         return f"{self.tier}-{self.target}"
+
+    @property
+    def plain(self) -> Variant:
+        """The variant of the same tier and target for all prompts."""
+        return Variant(self.tier, self.target)
 
     def __str__(self) -> str:
         return self.name

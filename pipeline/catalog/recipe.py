@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from pipeline.catalog.document import Document
+from pipeline.catalog.names import FAMILY
 
 # llama.cpp `enum llama_ftype` (include/llama.h): the presets llama-quantize offers.
 PRESETS = {
@@ -94,6 +95,9 @@ class Budget(Document):
         list[str] | None, Field(min_length=1, description="types to choose from; null: those the target runs fast")
     ] = None
     measured: Annotated[int, Field(ge=1, le=1000, description="candidates quantized and measured as a whole")] = 24
+    families: list[Annotated[str, Field(pattern=f"^{FAMILY}$")]] = Field(
+        default_factory=list, description="prompt families that get a variant of their own where that pays"
+    )
 
     @field_validator("preset")
     @classmethod
@@ -105,6 +109,13 @@ class Budget(Document):
     def _known_types(cls, value: list[str] | None) -> list[str] | None:
         if unknown := [kind for kind in value or [] if kind not in TENSOR_TYPES]:
             raise ValueError(f"{unknown[0]} is none of {', '.join(TENSOR_TYPES)}")
+        return value
+
+    @field_validator("families")
+    @classmethod
+    def _once(cls, value: list[str]) -> list[str]:
+        if twice := [family for n, family in enumerate(value) if family in value[:n]]:
+            raise ValueError(f"{twice[0]} stands twice")
         return value
 
     @model_validator(mode="after")

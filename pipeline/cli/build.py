@@ -33,7 +33,7 @@ def add_commands(commands: Commands) -> None:
         commands,
         "search",
         _search,
-        "stage: a variant's recipe, written out in models/*.yaml or found within its budget",
+        "stage: a variant's recipe, written out in models/*.yaml or found within its budget, for families too",
         "search --tier tiny-edge --target arm64",
         "search --tier tiny-edge --target arm64 --families",
     )
@@ -48,7 +48,7 @@ def add_commands(commands: Commands) -> None:
         commands,
         "quantize",
         _quantize,
-        "stage: quantize a variant by its recipe",
+        "stage: quantize a variant by its recipe, and those tuned to families by theirs",
         "quantize --tier tiny-edge --target arm64",
     )
     _tier_option(quantize)
@@ -62,7 +62,7 @@ def add_commands(commands: Commands) -> None:
         commands,
         "check",
         _check,
-        "stage: prove variants on their golden prompts",
+        "stage: prove variants, and those tuned to families beside them, on the golden prompts",
         "check tiny-edge-arm64 --runner host",
         "check tiny-edge-arm64 mid-tier-arm64 --runner pi5",
         "check large-x86_64 --runner nvlink",
@@ -270,8 +270,8 @@ def _attest(args: argparse.Namespace) -> None:
         return
     if not args.variants:
         raise CatalogError("which variants?", hint="name those that were checked here, or give --init")
-    attest.attest(Project.load(), args.variants, args.runner, Access(args).signer)
-    output.say(f"signed the evidence of {', '.join(v.name for v in args.variants)} on {args.runner}")
+    signed = attest.attest(Project.load(), args.variants, args.runner, Access(args).signer)
+    output.say(f"signed the evidence of {', '.join(v.name for v in signed)} on {args.runner}")
 
 
 def _previous(args: argparse.Namespace) -> None:

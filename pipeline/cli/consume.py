@@ -6,7 +6,7 @@ import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.catalog.names import VARIANTS, Channel, RunnerClass, Target
+from pipeline.catalog.names import VARIANTS, Channel, RunnerClass, Target, Variant
 from pipeline.cli import output
 from pipeline.cli.access import Access, add_consumer_options
 from pipeline.cli.command import Commands, add
@@ -54,6 +54,7 @@ def add_commands(commands: Commands) -> None:
         "fetch one variant or runtime, verified, and activate it as DIR/current",
         "pull tiny-edge-arm64 --into models",
         "pull large-x86_64 --into models --channel stable",
+        "pull tiny-edge-arm64+lookup --into models",
         "pull runtime-arm64 --into runtime",
     )
     pulling.add_argument("variant", metavar="VARIANT", help="e.g. tiny-edge-arm64, or runtime-arm64 for its programs")
@@ -186,9 +187,16 @@ def _releases(args: argparse.Namespace) -> None:
         output.say(f"{access.line} {version}" + (f"  <- {', '.join(here)}" if here else ""))
 
 
+def _may_be_released(name: str) -> bool:
+    try:
+        return name in map(runtime_name, Target) or bool(Variant.parse(name))
+    except ValueError:
+        return False
+
+
 def _pull(args: argparse.Namespace) -> None:
-    names = [*(v.name for v in VARIANTS), *map(runtime_name, Target)]
-    if args.variant not in names:
+    if not _may_be_released(args.variant):
+        names = [*(v.name for v in VARIANTS), *map(runtime_name, Target)]
         raise CatalogError(f"no variant or runtime {args.variant!r}", hint=f"choose one of {', '.join(names)}")
     access = Access(args)
     accepted = fetch(access)

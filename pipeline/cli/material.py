@@ -7,7 +7,7 @@ had is left out with a note, unless it was asked for by name.
 
 from __future__ import annotations
 
-from pipeline.catalog.names import VARIANTS, RunnerClass
+from pipeline.catalog.names import RunnerClass
 from pipeline.catalog.params import Teacher
 from pipeline.cli.access import Access
 from pipeline.cli.consume import fetch
@@ -78,7 +78,7 @@ def _evidence(project: Project) -> Subject:
         raise StageError(
             "nothing has been built or checked here", hint="dvc repro, or name a published release with --channel"
         )
-    proof, release = gate.proof(project), project.params.release
+    proof, release, variants = gate.proof(project), project.params.release, project.variants()
     return subject.of_evidence(
         proof,
         found.missing,
@@ -91,9 +91,9 @@ def _evidence(project: Project) -> Subject:
             git.modified(project.root, ignore=frozenset({"dvc.lock"})),
             _teacher(project.params.teacher),
         ),
-        recipes={variant: recipe(project, variant) for variant in VARIANTS},
-        searches={v: s for v in VARIANTS if (s := findings.search(project, v))},
-        models={v: describe.model_config(project.variant(v)) for v in VARIANTS if project.variant(v).exists()},
+        recipes={variant: recipe(project, variant) for variant in variants},
+        searches={v: s for v in variants if (s := findings.search(project, v))},
+        models={v: describe.model_config(project.variant(v)) for v in variants if project.variant(v).exists()},
     )
 
 
@@ -130,5 +130,5 @@ def _remembered(access: Access, wanted: int, why: str) -> tuple[Before | None, l
 
 
 def _durations(project: Project) -> dict[tuple[str, RunnerClass], Durations]:
-    paths = {(v.name, runner): project.benchmark(v, runner) for v in VARIANTS for runner in RunnerClass}
+    paths = {(v.name, runner): project.benchmark(v, runner) for v in project.variants() for runner in RunnerClass}
     return {key: durations.parse(path.read_bytes(), str(path)) for key, path in paths.items() if path.exists()}

@@ -6,16 +6,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from pipeline.errors import PipelineError, TrustError
 from pipeline.manifest.evidence import Agreement, Certificate, Evidence
+from pipeline.manifest.search import Tuned
 from pipeline.manifest.statement import Manifest, Verdict
-
-if TYPE_CHECKING:
-    from pipeline.stages.tuned import Tuned
 
 
 def say(text: str) -> None:

@@ -43,13 +43,15 @@ class Interval(Record):
 
 
 class Family(Record):
-    """One prompt family's quality; `mean_kl` in nats over all positions, `answer_kl` over those of the answer."""
+    """One prompt family's quality, each figure as in `Quality`."""
 
     prompts: Count
     exact_match: Fraction
     mean_kl: Amount
     answer_kl: Amount | None = None
     mean_kl_interval: Interval | None = None
+    p99_kl: Amount | None = None
+    perplexity_ratio: Amount | None = None
 
 
 class Quality(Record):

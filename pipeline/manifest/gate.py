@@ -3,7 +3,8 @@
 Rules: every variant needs evidence; a reason names variant, figure, value and limit; wall-clock figures are compared
 with the previous release only where both were taken on the same kind of machine, instructions only within one format;
 evidence from a board's stand-in, or taken while the board was throttled, opens no channel; an emulator is asked too few
-prompts to judge exact match and p99 KL by; nothing is rounded before comparing.
+prompts to judge exact match and p99 KL by; nothing is rounded before comparing. A variant tuned to a family is judged
+by the golden prompts of that family, which its search did not see, and must be better there than that for all prompts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from pipeline.catalog.names import VARIANTS, Channel, RunnerClass, Variant
 from pipeline.catalog.params import ChannelPolicy, Cost, Limits, Params, Regression
-from pipeline.manifest.evidence import Certificate, Evidence, Measurement
+from pipeline.manifest.evidence import Certificate, Evidence, Family, Measurement
 from pipeline.manifest.statement import Row, Verdict
 
 # Nats below which two runs of the same weights differ by kernels and rounding alone: no regression is read into them.
@@ -33,24 +34,28 @@ class Check:
 
 @dataclass(frozen=True)
 class Proof:
-    """All that was found about a release: checks, a certificate for each file, and what is wrong with the evidence."""
+    """All that was found about a release: checks, a certificate for each file, and what is wrong with the evidence;
+    `variants` are those that are to be released."""
 
     checks: Sequence[Check]
     certificates: Sequence[Certificate] = ()
     objections: Sequence[str] = ()
+    variants: Sequence[Variant] = VARIANTS
 
 
 def row(check: Check, cost: Cost | None) -> Row:
     """Return what the gate looks at; cost is of 1,000 median inferences, with joules where they were measured."""
     evidence, measured = check.evidence, check.measurement
+    every = evidence.quality
+    quality = own_family(evidence) or every
     found = Row(
         variant=evidence.variant,
         runner=evidence.runner,
         machine=measured.machine.get("cpu", "unknown") if measured else evidence.engine.get("cpu", "unknown"),
-        exact_match=evidence.quality.exact_match,
-        mean_kl=evidence.quality.mean_kl,
-        p99_kl=evidence.quality.p99_kl,
-        perplexity_ratio=evidence.quality.perplexity_ratio,
+        exact_match=quality.exact_match,
+        mean_kl=quality.mean_kl,
+        p99_kl=every.p99_kl if quality.p99_kl is None else quality.p99_kl,
+        perplexity_ratio=every.perplexity_ratio if quality.perplexity_ratio is None else quality.perplexity_ratio,
         bytes=evidence.memory.model_bytes,
         format=check.format,
         bytes_per_token=evidence.memory.bytes_per_token,
@@ -69,6 +74,11 @@ def row(check: Check, cost: Cost | None) -> Row:
     return found.model_copy(update=clocked)
 
 
+def own_family(evidence: Evidence) -> Family | None:
+    """Return the quality on the family a variant is tuned to; None where it is for all prompts, or was asked none."""
+    return evidence.quality.families.get(evidence.variant.partition("+")[2])
+
+
 def gate(proof: Proof, params: Params, previous: Verdict | None, previous_version: int | None) -> Verdict:
     """Return the verdict over all that was found.
 
@@ -78,18 +88,19 @@ def gate(proof: Proof, params: Params, previous: Verdict | None, previous_versio
     checks = sorted(proof.checks, key=lambda c: (c.evidence.variant, c.evidence.runner))
     rows = [row(c, params.costs.get(c.evidence.runner)) for c in checks]
     before = {(r.variant, r.runner): r for r in previous.rows} if previous else {}
-    reasons = [*proof.objections, *_unproven(checks), *_unpriced(checks, params.costs), *_parted(proof.certificates)]
+    reasons = [*proof.objections, *_unproven(checks, proof.variants), *_unpriced(checks, params.costs)]
+    reasons += [*_parted(proof.certificates), *_not_worth_tuning(checks)]
     for found in rows:
         reasons += _over_limits(found, params.thresholds.tiers[Variant.parse(found.variant).tier])
         if (last := before.get((found.variant, found.runner))) is not None:
             reasons += _worse_than(found, last, params.thresholds.regression)
-    channels = [] if reasons else _channels(checks, params.channels)
+    channels = [] if reasons else _channels(checks, proof.variants, params.channels)
     return Verdict(passed=not reasons, reasons=reasons, channels=channels, previous_version=previous_version, rows=rows)
 
 
-def _unproven(checks: Sequence[Check]) -> Iterator[str]:
+def _unproven(checks: Sequence[Check], variants: Sequence[Variant]) -> Iterator[str]:
     proven = {c.evidence.variant for c in checks}
-    for variant in VARIANTS:
+    for variant in variants:
         if variant.name not in proven:
             yield f"{variant}: there is no evidence"
     for check in checks:
@@ -110,6 +121,31 @@ def _parted(certificates: Sequence[Certificate]) -> Iterator[str]:
                     f"model {certificate.model_sha256[:12]} on {target.target}: tokens or logits part from "
                     f"{certificate.reference}'s (mean KL {target.mean_kl:.3g}, {len(target.differences)} differences)"
                 )
+
+
+def _not_worth_tuning(checks: Sequence[Check]) -> Iterator[str]:
+    """Why tuned variants are no better than those for all prompts, on runner classes that are asked enough prompts."""
+    found = {(c.evidence.variant, c.evidence.runner): c.evidence for c in checks}
+    for (name, runner), evidence in found.items():
+        variant = Variant.parse(name)
+        if variant.family and runner in MEASURED:
+            plain = found.get((variant.plain.name, runner))
+            yield from _no_better(variant, runner, own_family(evidence), plain)
+
+
+def _no_better(variant: Variant, runner: RunnerClass, own: Family | None, plain: Evidence | None) -> Iterator[str]:
+    where = f"{variant} on {runner}"
+    general = plain.quality.families.get(variant.family) if plain else None
+    if own is None or general is None:
+        yield f"{where}: no golden prompts of family {variant.family} to compare it with {variant.plain} by"
+        return
+    if own.mean_kl >= general.mean_kl:
+        yield f"{where}: mean KL on its family is {own.mean_kl:.6g}, not below {variant.plain}'s {general.mean_kl:.6g}"
+    if own.exact_match < general.exact_match:
+        yield (
+            f"{where}: exact match on its family is {own.exact_match:.6g}, below {variant.plain}'s "
+            f"{general.exact_match:.6g}"
+        )
 
 
 def _over_limits(found: Row, limits: Limits) -> Iterator[str]:
@@ -172,10 +208,12 @@ def proven(checks: Iterable[Check]) -> dict[str, set[RunnerClass]]:
     return found
 
 
-def _channels(checks: Iterable[Check], policy: dict[Channel, ChannelPolicy]) -> list[Channel]:
+def _channels(
+    checks: Iterable[Check], variants: Sequence[Variant], policy: dict[Channel, ChannelPolicy]
+) -> list[Channel]:
     found = proven(checks)
     return [
         channel
         for channel in Channel
-        if channel in policy and all(policy[channel].accepted(v) & found.get(v.name, set()) for v in VARIANTS)
+        if channel in policy and all(policy[channel].accepted(v) & found.get(v.name, set()) for v in variants)
     ]

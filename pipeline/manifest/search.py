@@ -38,6 +38,23 @@ class Point(Record):
     measured: Figures
 
 
+class Tuned(Record):
+    """What a recipe tuned to a prompt family is worth on examples that the tuning did not see.
+
+    `general` and `own` are KL in nats a position with the variant's recipe and with the family's; `ratio` is the second
+    by the first, from `low` to `high` in 95 of 100 draws of the `examples`. Where it `pays`, a variant is tuned to it.
+    """
+
+    family: str
+    examples: Count
+    general: float
+    own: float
+    ratio: float
+    low: float
+    high: float
+    pays: bool
+
+
 class Found(Record):
     """How a recipe was found.
 
@@ -45,7 +62,8 @@ class Found(Record):
     no mix of the survey's options could be predicted to stay below within them. `solved` is the best of the prediction,
     `chosen` the best of those that were `measured`, with its `types` by tensor; `front` is what was measured, at each
     preset's size too, and is bettered by nothing in bytes, instructions and mean KL; `losses` are the predicted mean KL
-    of each matrix at each type.
+    of each matrix at each type. Of a variant tuned to a family all figures are of that family's examples. `tuned` says
+    of each family that was asked for whether tuning to it pays.
     """
 
     budget: dict[str, Any]
@@ -58,6 +76,7 @@ class Found(Record):
     presets: list[Point] = Field(default_factory=list)
     losses: dict[str, dict[str, float]] = Field(default_factory=dict)
     measured: Count
+    tuned: list[Tuned] = Field(default_factory=list)
 
     @property
     def peer(self) -> Point | None:

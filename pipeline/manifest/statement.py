@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AwareDatetime, Field
 
-from pipeline.catalog.names import Channel, RunnerClass, Target, Tier
+from pipeline.catalog.names import FAMILY, Channel, RunnerClass, Target, Tier, Variant
 from pipeline.errors import Refusal, TrustError
 from pipeline.manifest import oms
 from pipeline.manifest.encoding import Record, Sha256, decode, sha256
@@ -89,12 +89,14 @@ class RuntimeEntry(Record):
 
 class VariantEntry(Record):
     """One variant: its files, how it was made, and the proof; `missing` are the checks that could not be made,
-    `search` how its recipe was found where it was not written out.
+    `search` how its recipe was found where it was not written out. One that is tuned to a prompt `family` stands beside
+    the variant for all prompts, and is called after both.
     """
 
     name: str
     tier: Tier
     target: Target
+    family: Annotated[str | None, Field(pattern=f"^{FAMILY}$")] = None
     format: Literal["gguf", "safetensors"]
     files: Annotated[list[File], Field(min_length=1)]
     recipe: dict[str, Any]
@@ -106,12 +108,17 @@ class VariantEntry(Record):
     certificate: Certificate | None = None
     search: Found | None = None
 
+    @property
+    def variant(self) -> Variant:
+        return Variant(self.tier, self.target, self.family or "")
+
 
 class Row(Record):
     """What the gate compared of one variant on one runner class; the next release is compared with it.
 
     Wall-clock figures and cost are there where the class is measured, `instructions_per_token` where they were counted;
-    `format` is the recipe's base, across which instructions are not compared.
+    `format` is the recipe's base, across which instructions are not compared. The quality of a variant that is tuned to
+    a family is that on the family's prompts.
     """
 
     variant: str
@@ -232,10 +239,10 @@ def _consistent(manifest: Manifest) -> None:
     if subjects != {name: f.sha256 for name, f in files.items()} or len(files) != _listed(manifest):
         raise TrustError(Refusal.MALFORMED, "the subjects and the variants' files differ")
     names = [e.name for e in manifest.entries]
-    wanted = [f"{v.tier}-{v.target}" for v in manifest.predicate.variants]
+    wanted = [v.variant.name for v in manifest.predicate.variants]
     wanted += [runtime_name(r.target) for r in manifest.predicate.runtimes]
     if len(set(names)) != len(names) or names != wanted:
-        raise TrustError(Refusal.MALFORMED, "a variant's name is not its tier and target, or stands twice")
+        raise TrustError(Refusal.MALFORMED, "a variant's name is not its tier, target and family, or stands twice")
     _creatable({name.casefold() for name in subjects})
 
 

@@ -144,9 +144,9 @@ def _by_check(rows: Sequence[Row]) -> dict[tuple[str, RunnerClass], Row]:
     return {(r.variant, r.runner): r for r in rows}
 
 
-def _place(check: tuple[str, RunnerClass]) -> tuple[int, int, str]:
+def _place(check: tuple[str, RunnerClass]) -> tuple[int, str, int]:
     variant, runner = check
-    return _VARIANTS.get(variant, len(_VARIANTS)), list(RunnerClass).index(runner), variant
+    return _VARIANTS.get(variant.partition("+")[0], len(_VARIANTS)), variant, list(RunnerClass).index(runner)
 
 
 def _comparable(figure: Figure, row: Row, old: Row) -> bool:

@@ -165,7 +165,7 @@ def _part(entry: VariantEntry) -> Part:
     measured = {m.runner: m for m in entry.measurements}
     base = entry.recipe.get("base")
     return Part(
-        variant=Variant(entry.tier, entry.target),
+        variant=entry.variant,
         files=entry.files,
         recipe=entry.recipe,
         format=entry.format,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from pipeline.catalog.names import BOARDS, RunnerClass, Variant
 from pipeline.errors import Refusal, StageError, TrustError
@@ -22,11 +23,17 @@ from pipeline.stages.findings import Finding
 from pipeline.stages.project import Project
 
 
-def attest(project: Project, variants: Sequence[Variant], runner: RunnerClass, signer: Signer) -> None:
-    """Sign the evidence of each variant on a runner class; raises StageError where there is none."""
-    for variant in variants:
+def attest(project: Project, variants: Sequence[Variant], runner: RunnerClass, signer: Signer) -> list[Variant]:
+    """Sign the evidence of each variant and its kin on a runner class, and return them all.
+
+    Raises:
+        StageError: one of them was not checked there.
+    """
+    signed = list(chain.from_iterable(map(project.built, variants)))
+    for variant in signed:
         found = findings.read_one(project, variant, runner)
         files.write(project.attestation(variant, runner), signer(attestation.build(found.evidence, found.measurement)))
+    return signed
 
 
 def objections(project: Project, checks: Iterable[Finding]) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -38,7 +39,8 @@ def certify(project: Project, tier: Tier) -> Certificates:
         StageError: a variant or the reference is missing.
         ToolError: a decoding process failed.
     """
-    models = {files.sha256_file(m): m for m in (project.variant(Variant(tier, target)) / MODEL for target in Target)}
+    kin = chain.from_iterable(project.built(Variant(tier, target)) for target in Target)
+    models = {files.sha256_file(m): m for m in (project.variant(variant) / MODEL for variant in kin)}
     bounds, folder = project.params.certificate, project.reference(tier)
     places = golden.some_of_each(project.golden(), bounds.per_family)
     requests = golden.read_requests(folder / golden.REQUESTS_FILE)

@@ -3,7 +3,8 @@
 Rules: the released files are what is checked; a second pass in fresh contexts must give identical token ids; quality is
 against the expected answers and the unquantized tier; wall-clock figures are kept apart from what repeats, and under
 emulation there are none. Variants whose files are equal are decoded once. A machine that is not of the runner class is
-refused; where a class can be stood in for, the evidence says by what.
+refused; where a class can be stood in for, the evidence says by what. A variant is checked with its kin that are tuned
+to prompt families, on all prompts; evidence of kin that are gone goes too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from pipeline.catalog.names import BOARDS, GGUF_TIERS, RunnerClass, Variant
@@ -27,7 +29,7 @@ from pipeline.stages.project import Project
 def check(
     project: Project, variants: Sequence[Variant], runner: RunnerClass, *, allow_throttled: bool = False
 ) -> list[Evidence | Missing]:
-    """Write evidence, and where the clock counts measurements, of each variant; return the evidence.
+    """Write evidence, and where the clock counts measurements, of each variant and its kin; return the evidence.
 
     Args:
         allow_throttled: keep a run during which the machine was throttled, marked as such, instead of refusing it.
@@ -40,7 +42,7 @@ def check(
     _refuse_unsuitable(variants, runner)
     done: dict[bytes, Checked | Missing] = {}
     evidence: list[Evidence | Missing] = []
-    for variant in variants:
+    for variant in chain.from_iterable(map(project.built, variants)):
         held = released(project.variant(variant))
         key = canonical([variant.tier, *(f.model_dump() for f in held)])
         if runner is RunnerClass.EMULATED or key not in done:
@@ -52,6 +54,8 @@ def check(
         else:
             _refuse_throttled(found, variant, runner, allow=allow_throttled)
             evidence.append(_write(project, variant, runner, found, held))
+    for variant in variants:
+        _forget_others(project, variant.plain, runner)
     return evidence
 
 
@@ -75,6 +79,14 @@ def _refuse_unsuitable(variants: Sequence[Variant], runner: RunnerClass) -> None
                 f"{variant} is not for runner class {runner}",
                 hint="GGUF tiers: host, emulated, pi5 or riscv; the large tier: host or nvlink",
             )
+
+
+def _forget_others(project: Project, variant: Variant, runner: RunnerClass) -> None:
+    names = {kin.name for kin in project.built(variant)}
+    for path in (f(variant, runner) for f in (project.evidence, project.measurement, project.benchmark)):
+        for found in path.parent.glob("*.json"):
+            if found.stem not in names:
+                found.unlink()
 
 
 def _run(project: Project, variant: Variant, runner: RunnerClass) -> Checked | Missing:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from pipeline.catalog.names import VARIANTS, RunnerClass, Tier, Variant
+from pipeline.catalog.names import RunnerClass, Tier, Variant
 from pipeline.errors import StageError
 from pipeline.manifest.evidence import Certificate, Certificates, Evidence, Measurement, Missing
 from pipeline.manifest.gate import MEASURED
@@ -36,7 +36,7 @@ def read(project: Project) -> Findings:
     """Return all that the checks wrote; raises StageError where a file is not what `check` writes."""
     found = [
         _read(project, variant, runner)
-        for variant in VARIANTS
+        for variant in project.variants()
         for runner in RunnerClass
         if project.evidence(variant, runner).exists()
     ]

@@ -57,7 +57,10 @@ def proof(project: Project) -> Proof:
     compared = {tier: findings.certificates(project, tier) for tier in GGUF_TIERS}
     objections = [f"{tier}: its files were not compared on the targets" for tier in GGUF_TIERS if not compared[tier]]
     return Proof(
-        checks, [*chain.from_iterable(compared.values())], [*objections, *attest.objections(project, found.checks)]
+        checks,
+        [*chain.from_iterable(compared.values())],
+        [*objections, *attest.objections(project, found.checks)],
+        project.variants(),
     )
 
 

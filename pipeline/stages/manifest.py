@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.catalog.names import GGUF_TIERS, VARIANTS, Target, Tier, Variant
+from pipeline.catalog.names import GGUF_TIERS, Target, Tier, Variant
 from pipeline.errors import StageError
 from pipeline.manifest import provenance, statement
 from pipeline.manifest.encoding import canonical, sha256
@@ -53,9 +53,10 @@ def released_files(project: Project) -> dict[str, Path]:
 
     A variant's are its folder's and the golden prompts; a runtime's are its programs.
     """
-    folders = {variant.name: project.variant(variant) for variant in VARIANTS}
+    variants = project.variants()
+    folders = {variant.name: project.variant(variant) for variant in variants}
     folders |= {statement.runtime_name(target): project.runtime(target) for target in Target}
-    found = {f"{variant}/{GOLDEN_FILE}": project.golden_file for variant in VARIANTS}
+    found = {f"{variant}/{GOLDEN_FILE}": project.golden_file for variant in variants}
     for name, folder in folders.items():
         inside = [p for p in sorted(folder.rglob("*")) if p.is_file()]
         if not inside:
@@ -78,7 +79,7 @@ def _predicate(project: Project) -> Predicate:
         release=ReleaseName(line=release.line, version=release.version, tag=release.tag, expires=expires),
         source=_source(project),
         toolchain=_toolchain(),
-        variants=[_entry(project, variant, found, released) for variant in VARIANTS],
+        variants=[_entry(project, variant, found, released) for variant in project.variants()],
         runtimes=[
             RuntimeEntry(name=name, target=target, files=_listed(name, released))
             for target in Target
@@ -128,6 +129,7 @@ def _entry(project: Project, variant: Variant, found: Findings, released: dict[s
         name=variant.name,
         tier=variant.tier,
         target=variant.target,
+        family=variant.family or None,
         format="gguf" if variant.tier in GGUF_TIERS else "safetensors",
         files=held,
         recipe=recipe(project, variant),

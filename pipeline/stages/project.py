@@ -1,17 +1,21 @@
 """Where a project keeps what: the catalog it reads and the folders its stages write.
 
-Rules: every path of dvc.yaml is named here once; nothing here creates or changes a file.
+Rules: every path of dvc.yaml is named here once; nothing here creates or changes a file. What a stage writes of a
+variant lies in a folder named by tier and target, beside what it writes of those tuned to prompt families: how many
+there are is known only when their recipes were searched for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from pipeline.catalog.document import parse_yaml
 from pipeline.catalog.golden import Example, GoldenPrompt, parse_examples, parse_golden
-from pipeline.catalog.names import RunnerClass, Target, Tier, Variant
+from pipeline.catalog.names import VARIANTS, RunnerClass, Target, Tier, Variant
 from pipeline.catalog.params import Params
 from pipeline.catalog.recipe import Recipe, Search
 from pipeline.catalog.tiers import TierFile
@@ -37,6 +41,12 @@ def _tier_file(text: str, file: str, *, tier: Tier) -> TierFile:
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe in a YAML file; raises CatalogError where it is none."""
     return files.load(path, lambda text, file: parse_yaml(text, Recipe, file))
+
+
+def _kin(folder: Path, variant: Variant) -> tuple[Variant, ...]:
+    """A variant, and those tuned to a family of which something lies in a folder."""
+    tuned = sorted(path.name.removesuffix(".yaml") for path in folder.glob(f"{variant.name}+*"))
+    return (variant, *map(Variant.parse, tuned))
 
 
 @dataclass(frozen=True)
@@ -112,13 +122,28 @@ class Project:
 
     def recipe_file(self, variant: Variant) -> Path:
         """The recipe a variant is quantized by, written out or found."""
-        return self.build / "recipes" / f"{variant.name}.yaml"
+        return self.build / "recipes" / variant.plain_name / f"{variant.name}.yaml"
 
     def chosen(self, variant: Variant) -> Recipe | Search:
-        """Return what a GGUF variant's tier file says: a recipe, or the budget to find one within."""
+        """Return what a GGUF variant's tier file says: a recipe, or the budget to find one within.
+
+        Raises:
+            CatalogError: a variant is to be tuned to a family of which there is no calibration example.
+        """
         recipes = self.tier(variant.tier).recipes
         assert recipes is not None, "a GGUF tier's file has 'recipes'"
-        return recipes[variant.target]
+        chosen = recipes[variant.target]
+        if isinstance(chosen, Search) and chosen.search.families:
+            self._refuse_unknown(chosen.search.families, f"models/{variant.tier}.yaml: recipes.{variant.target}")
+        return chosen
+
+    def _refuse_unknown(self, families: Sequence[str], where: str) -> None:
+        known = sorted({example.family for example in self.calibration()} - {""})
+        if unknown := [family for family in families if family not in known]:
+            raise CatalogError(
+                f"{where}.search.families: no calibration example is of family {unknown[0]!r}",
+                hint=f"{self.params.data.calibration} has {', '.join(known) or 'no families'}",
+            )
 
     def recipe(self, variant: Variant) -> Recipe:
         """Return the recipe a variant is quantized by; raises CatalogError where there is none yet."""
@@ -126,7 +151,7 @@ class Project:
 
     def search(self, variant: Variant) -> Path:
         """How a variant's recipe was found."""
-        return self.build / "search" / f"{variant.name}.json"
+        return self.build / "search" / variant.plain_name / f"{variant.name}.json"
 
     def reference(self, tier: Tier) -> Path:
         """Folder of the golden prompts in a tier's tokens, and the unquantized tier's logits over them."""
@@ -143,26 +168,38 @@ class Project:
 
     def variant(self, variant: Variant) -> Path:
         """Folder of a variant's files, as they are released."""
-        return self.build / "variants" / variant.name
+        return self.build / "variants" / variant.plain_name / variant.name
+
+    def variants(self) -> tuple[Variant, ...]:
+        """Return what is released: the nine, each with those tuned to families that were built."""
+        return tuple(chain.from_iterable(map(self.built, VARIANTS)))
+
+    def built(self, variant: Variant) -> tuple[Variant, ...]:
+        """Return a variant and, where it is for all prompts, those of its kin that were built."""
+        return _kin(self.variant(variant).parent, variant)
+
+    def found(self, variant: Variant) -> tuple[Variant, ...]:
+        """Return a variant and, where it is for all prompts, those of its kin for which there are recipes."""
+        return _kin(self.recipe_file(variant).parent, variant)
 
     def certificates(self, tier: Tier) -> Path:
         """How a tier's files decode on all targets."""
         return self.build / "certificates" / f"{tier}.json"
 
     def evidence(self, variant: Variant, runner: RunnerClass) -> Path:
-        return self.build / "evidence" / runner / f"{variant.name}.json"
+        return self.build / "evidence" / runner / variant.plain_name / f"{variant.name}.json"
 
     def measurement(self, variant: Variant, runner: RunnerClass) -> Path:
         """A check's wall-clock figures."""
-        return self.build / "measurements" / runner / f"{variant.name}.json"
+        return self.build / "measurements" / runner / variant.plain_name / f"{variant.name}.json"
 
     def attestation(self, variant: Variant, runner: RunnerClass) -> Path:
         """The signed statement of a check, made where the check was; outside the DVC graph."""
-        return self.build / "attestations" / runner / f"{variant.name}.json"
+        return self.build / "attestations" / runner / variant.plain_name / f"{variant.name}.json"
 
     def benchmark(self, variant: Variant, runner: RunnerClass) -> Path:
         """pytest-benchmark's JSON of a check."""
-        return self.build / "benchmarks" / runner / f"{variant.name}.json"
+        return self.build / "benchmarks" / runner / variant.plain_name / f"{variant.name}.json"
 
     @property
     def previous(self) -> Path:

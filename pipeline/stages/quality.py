@@ -43,15 +43,15 @@ def quality(prompts: Sequence[GoldenPrompt], requests: Sequence[Request], run: G
             mean_kl=_ratio(_sums(own)),
             answer_kl=_ratio(_answer_sums(own)),
             mean_kl_interval=interval(_sums(own)),
+            p99_kl=_p99(own),
+            perplexity_ratio=_perplexity_ratio(own),
         )
     every = [(r, a) for _, r, a in rows]
-    nll = fmean(chain.from_iterable(_answer_part(r, a.nll) for r, a in every))
-    reference_nll = fmean(chain.from_iterable(_answer_part(r, a.reference_nll) for r, a in every))
     return Quality(
         exact_match=rounded(fmean(f.exact_match for f in families.values())),
         mean_kl=_ratio(_sums(every)),
-        p99_kl=rounded(max(0.0, quantile([kl for _, a in every for kl in a.kl], 0.99))),
-        perplexity_ratio=rounded(exp(nll - reference_nll)),
+        p99_kl=_p99(every),
+        perplexity_ratio=_perplexity_ratio(every),
         families=families,
         answer_kl=_ratio(_answer_sums(every)),
         mean_kl_interval=interval(_sums(every)),
@@ -80,6 +80,16 @@ def bootstrap(
     draw = Random(0)  # noqa: S311 - statistics
     values = [figure(draw.choices(rows, k=len(rows))) for _ in range(resamples)]
     return quantile(values, 0.025), quantile(values, 0.975)
+
+
+def _p99(rows: Iterable[tuple[Request, GoldenAnswer]]) -> float:
+    return rounded(max(0.0, quantile([kl for _, answer in rows for kl in answer.kl], 0.99)))
+
+
+def _perplexity_ratio(rows: Sequence[tuple[Request, GoldenAnswer]]) -> float:
+    nll = fmean(chain.from_iterable(_answer_part(r, a.nll) for r, a in rows))
+    reference_nll = fmean(chain.from_iterable(_answer_part(r, a.reference_nll) for r, a in rows))
+    return rounded(exp(nll - reference_nll))
 
 
 def _ratio(sums: Iterable[tuple[float, int]]) -> float:

@@ -1,8 +1,9 @@
-"""A variant's GGUF file, quantized by its recipe in this process.
+"""A variant's GGUF file, quantized by its recipe in this process, and those of its kin that are tuned to families.
 
 Rules: what llama.cpp would ignore or abort on is refused before it starts; equal recipes of a tier give one file, made
 once, checked by its digest when it serves again and shared by hard links; what is no longer any target's recipe is
-removed; where a tensor's rows do not fit the wanted type, what was taken instead is reported and recorded.
+removed, and so is a variant whose recipe is gone; where a tensor's rows do not fit the wanted type, what was taken
+instead is reported and recorded.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,36 +72,64 @@ class Inputs:
         return sha256(canonical(used | ({"imatrix": self.imatrix} if recipe.imatrix else {})))
 
 
-def quantize(project: Project, variant: Variant) -> Quantized:
-    """Write `project.variant(variant)`: the model and its recipe.
+@dataclass(frozen=True)
+class _Store:
+    """A tier's unquantized model and importance matrix, and the folder of what was quantized from them."""
+
+    folder: Path
+    source: Path
+    matrix: Path
+    inputs: Inputs
+
+    @classmethod
+    def of(cls, project: Project, tier: Tier) -> _Store:
+        source, matrix = project.gguf(tier), project.imatrix(tier)
+        llama.header(source)
+        llama.header(matrix)
+        inputs = Inputs(files.sha256_file(source), files.sha256_file(matrix), llama.build_digest())
+        return cls(project.build / "quantized" / tier, source, matrix, inputs)
+
+    def kept(self, recipe: Recipe) -> Path:
+        """Return where a recipe's file is kept."""
+        return self.folder / f"{self.inputs.key(recipe)}.gguf"
+
+
+def quantize(project: Project, variant: Variant) -> list[Quantized]:
+    """Write a variant and its kin for which there are recipes, each into its folder: the model and its recipe.
 
     Raises:
         CatalogError: the recipe asks for what llama.cpp would ignore or abort on.
         StageError: the unquantized model or the importance matrix is missing or broken.
         ToolError: llama.cpp refuses; its last lines are in the message.
     """
-    recipe = project.recipe(variant)
-    refuse_unusable(recipe, _where(variant))
-    source, matrix = project.gguf(variant.tier), project.imatrix(variant.tier)
-    llama.header(source)
-    llama.header(matrix)
-    inputs = Inputs(files.sha256_file(source), files.sha256_file(matrix), llama.build_digest())
-    store = project.build / "quantized" / variant.tier
-    with locked(store / ".lock"):
-        kept = store / f"{inputs.key(recipe)}.gguf"
-        found = _reuse(kept)
-        reused = found is not None
-        if found is None:
-            found = _make(kept, source, matrix if recipe.imatrix else None, recipe, variant)
-        others = [Variant(variant.tier, target) for target in Target]
-        _prune(store, {inputs.key(project.recipe(v)) for v in others if project.recipe_file(v).exists()})
-        with files.new_folder(project.variant(variant)) as folder:
-            files.put(kept, folder / MODEL)
-            (folder / RECIPE).write_bytes(_describe(recipe, inputs, found["fallbacks"]))
+    recipes = {kin: project.recipe(kin) for kin in project.found(variant)}
+    for kin, recipe in recipes.items():
+        refuse_unusable(recipe, _where(kin))
+    store = _Store.of(project, variant.tier)
+    with locked(store.folder / ".lock"), files.new_folder(project.variant(variant).parent) as folder:
+        made = [_quantize(project, store, kin, recipe, folder / kin.name) for kin, recipe in recipes.items()]
+        _prune(store.folder, {store.inputs.key(recipe) for recipe in _recipes(project, variant.tier)})
+    return made
+
+
+def _quantize(project: Project, store: _Store, variant: Variant, recipe: Recipe, folder: Path) -> Quantized:
+    kept = store.kept(recipe)
+    found = _reuse(kept)
+    reused = found is not None
+    if found is None:
+        found = _make(kept, store.source, store.matrix if recipe.imatrix else None, recipe, variant)
+    files.put(kept, folder / MODEL)
+    (folder / RECIPE).write_bytes(_describe(recipe, store.inputs, found["fallbacks"]))
     fallbacks = tuple(llama.Fallback(**f) for f in found["fallbacks"])
     for f in fallbacks:
         _log.warning("%s: %s is %s, its rows do not fit %s", variant, f.tensor, f.taken, f.wanted)
     return Quantized(project.variant(variant) / MODEL, found["sha256"], reused, fallbacks)
+
+
+def _recipes(project: Project, tier: Tier) -> list[Recipe]:
+    """The recipes of a tier's variants, as far as there are any."""
+    kin = chain.from_iterable(project.found(Variant(tier, target)) for target in Target)
+    return [project.recipe(variant) for variant in kin if project.recipe_file(variant).exists()]
 
 
 def refuse_unusable(recipe: Recipe, where: str) -> None:
@@ -207,7 +237,8 @@ def _origin(matrix: Path, imatrix: Imatrix, tier: Tier) -> dict[str, str | int]:
 
 
 def _where(variant: Variant) -> str:
-    return f"models/{variant.tier}.yaml: recipes.{variant.target}"
+    tuned = f", tuned to {variant.family}" if variant.family else ""
+    return f"models/{variant.tier}.yaml: recipes.{variant.target}{tuned}"
 
 
 def _describe(recipe: Recipe, inputs: Inputs, fallbacks: list[dict[str, str]]) -> bytes:

@@ -1,52 +1,39 @@
 """Stage `search`: the recipe of a variant, as its tier's file writes it out, or the best to be found within its budget.
 
-Rules: the objective is the mean KL over all positions of the calibration examples, prompt and answer alike. The
-survey's losses add up to a prediction, of which the best mix is solved for exactly (`knapsack`); mixes near it are then
-measured as whole models, because losses do not quite add up. What is chosen must part no further from the unquantized
-tier on answers, and in the worst hundredth, than the best of llama.cpp's presets within the budget. Golden prompts are
-not seen.
+Rules: a prompt family that the budget names gets a recipe of its own where tuning to it pays on examples that the
+tuning did not see (`tuned`); it is then searched for on all of that family's examples, within the same budget. Whether
+it pays stands in the record either way. The folders of recipes and records are written whole: what pays no more goes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
-from math import inf
+from collections.abc import Mapping
 
 import yaml
 
 from pipeline.catalog.names import Variant
 from pipeline.catalog.recipe import Budget, Recipe
-from pipeline.errors import CatalogError, StageError
-from pipeline.manifest.search import BYTES, INSTRUCTIONS, READ, Figures, Found, Point, best_within, unbettered
-from pipeline.ports import files, llama
-from pipeline.stages.mix import Market, Places
+from pipeline.manifest.search import Found
+from pipeline.ports import files
 from pipeline.stages.project import Project
-from pipeline.stages.quality import rounded
-from pipeline.stages.quantize import matrices
-from pipeline.stages.survey import Survey, Weigh
-from pipeline.stages.trials import Trial, Trials
-from pipeline.toolchain import kernels
+from pipeline.stages.searcher import Searcher
+from pipeline.stages.tuned import verdict
 
-ANSWER_WEIGHTS = (0.0, 0.1, 0.3, 1.0)  # of the mean KL on answers, beside the mean over all positions
-ROUND = 6  # candidates measured before it is looked again where to go on
+How = tuple[Recipe, Found | None]  # a recipe, and how it was found
 
 
 def search(project: Project, variant: Variant) -> Recipe:
-    """Write and return the variant's recipe; where it was searched for, also how it was found.
+    """Write and return the variant's recipe, with how it was found where it was searched for, and its kin's.
 
     Raises:
+        CatalogError: there are no calibration examples of a family to tune to.
         StageError: nothing fits the budget, or the survey is missing.
         ToolError: llama.cpp or the golden runner fails.
     """
     chosen = project.chosen(variant)
-    if isinstance(chosen, Recipe):
-        recipe, how = chosen, None
-    else:
-        recipe, how = Searcher(project, variant, chosen.search).search()
-    files.write(project.recipe_file(variant), written(recipe))
-    files.write(project.search(variant), (how.encode() if how else b"null") + b"\n")
-    return recipe
+    found = {variant: (chosen, None)} if isinstance(chosen, Recipe) else _searched(project, variant, chosen.search)
+    _write(project, found)
+    return found[variant][0]
 
 
 def written(recipe: Recipe) -> bytes:
@@ -54,159 +41,21 @@ def written(recipe: Recipe) -> bytes:
     return yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=1000).encode()
 
 
-class Searcher:
-    """Finds a recipe within a budget."""
-
-    def __init__(self, project: Project, variant: Variant, budget: Budget) -> None:
-        self._variant, self._budget = variant, budget
-        self.survey = Survey.read(project.sensitivity(variant.tier))
-        self.trials = Trials(project, variant.tier)
-        kinds = budget.types or kernels.fast(variant.target)
-        self.market = Market(self.survey, kernels.per_weight(variant.target), frozenset(kinds))
-        self._positions = _positions(self.survey)
-        self._presets = [
-            self._measured(p.label, p.trial, self.market.sizes(p.trial.types)) for p in self.survey.presets
-        ]
-        self._others = project.gguf(variant.tier).stat().st_size - sum(
-            t.size for t in matrices(llama.header(project.gguf(variant.tier)))
-        )
-
-    def search(self) -> tuple[Recipe, Found]:
-        limits = self.limits()
-        solved = [s for s in (self.market.solve(limits, self._weigh(w)) for w in ANSWER_WEIGHTS) if s]
-        if not solved:
-            raise StageError(
-                f"{self._variant}: no mix fits {self._said(limits)}",
-                hint=f"raise the budget in models/{self._variant.tier}.yaml: recipes.{self._variant.target}.search",
-            )
-        tried = self._measure([s.chosen for s in solved])
-        first = solved[0].chosen
-        peer = best_within(self._presets, limits)
-        while len(tried) < self._budget.measured:
-            best = min(tried, key=lambda places: _merit(tried[places], peer))
-            room = min(ROUND, self._budget.measured - len(tried))
-            near = (p for p in self.market.near(best, limits, self._weigh(0.0)) if p not in tried)
-            more = self._measure(list(islice(near, room)))
-            if not more:
-                break
-            tried |= more
-        best = min(tried, key=lambda places: _merit(tried[places], peer))
-        front = _front([*tried.values(), *self._at_presets()])
-        return self.market.recipe(best), Found(
-            budget=self._budget.model_dump(mode="json", exclude_none=True),
-            limits=limits,
-            bound=rounded(max(0.0, solved[0].bound)),
-            solved=tried[first],
-            chosen=tried[best],
-            types=self.market.types(best),
-            front=front,
-            presets=self._presets,
-            losses=self._losses(),
-            measured=len(tried),
-        )
-
-    def limits(self) -> dict[str, float]:
-        """Return the budget, in bytes of all matrices, bytes a token, and instructions a token.
-
-        Raises:
-            CatalogError: the preset was not surveyed.
-        """
-        budget = self._budget
-        limits: dict[str, float] = {}
-        if budget.bytes_max is not None:
-            limits[BYTES] = budget.bytes_max - self._others
-        if budget.bytes_per_token_max is not None:
-            limits[READ] = budget.bytes_per_token_max
-        if budget.preset is not None:
-            same = [p for p in self._presets if p.name.partition("+")[0] == budget.preset]
-            if not same:
-                raise CatalogError(
-                    f"{self._variant}: preset {budget.preset} is not among those surveyed",
-                    hint="choose another, or bytes_max",
-                )
-            limits[BYTES] = min(limits.get(BYTES, inf), same[0].size)
-            limits[INSTRUCTIONS] = same[0].instructions_per_token * budget.instructions_ratio_max
-        return limits
-
-    def _weigh(self, answers: float) -> Weigh:
-        every, of_answers = self._positions
-
-        def weigh(_fold: int, _family: str, part: int) -> float:
-            return 1 / every + (answers / of_answers if part else 0.0)
-
-        return weigh
-
-    def _measure(self, mixes: Sequence[Places]) -> dict[Places, Point]:
-        mixes = list(dict.fromkeys(mixes))
-        trials = self.trials.measure([self.market.recipe(m) for m in mixes], shown=f"{self._variant}: recipes")
-        return {mix: self._point(mix, trial) for mix, trial in zip(mixes, trials, strict=True)}
-
-    def _point(self, mix: Places, trial: Trial) -> Point:
-        predicted = rounded(self.market.loss(mix, self._weigh(0.0)))
-        return self._measured("search", trial, self.market.total(mix), predicted)
-
-    def _measured(self, name: str, trial: Trial, takes: Mapping[str, float], predicted: float | None = None) -> Point:
-        return Point(
-            name=name,
-            size=int(takes[BYTES]),
-            bytes_per_token=int(takes[READ]),
-            instructions_per_token=rounded(takes[INSTRUCTIONS]),
-            predicted_kl=predicted,
-            measured=self._figures(trial),
-        )
-
-    def _figures(self, trial: Trial) -> Figures:
-        every, of_answers = self._positions
-        return Figures(
-            mean_kl=rounded((sum(trial.prompt) + sum(trial.answer)) / every),
-            answer_kl=rounded(sum(trial.answer) / of_answers),
-            p99_kl=trial.p99,
-        )
-
-    def _at_presets(self) -> list[Point]:
-        """The solved mix at each preset's bytes and instructions."""
-        limits = {
-            (p.size, p.instructions_per_token): {
-                BYTES: float(p.size),
-                INSTRUCTIONS: p.instructions_per_token * self._budget.instructions_ratio_max,
-            }
-            for p in self._presets
-        }
-        solved = [self.market.solve(limit, self._weigh(0.0)) for _, limit in sorted(limits.items())]
-        return list(self._measure([s.chosen for s in solved if s]).values())
-
-    def _losses(self) -> dict[str, dict[str, float]]:
-        weigh = self._weigh(0.0)
-        return {
-            matrix.name: {
-                kind: rounded(min(self.survey.total(o.kl, weigh) for o in group if o.type == kind))
-                for kind in sorted({o.type for o in group})
-            }
-            for matrix, group in zip(self.survey.matrices, self.market.groups, strict=True)
-        }
-
-    def _said(self, limits: Mapping[str, float]) -> str:
-        return ", ".join(f"{limit:.0f} {name}" for name, limit in limits.items())
+def _searched(project: Project, variant: Variant, budget: Budget) -> Mapping[Variant, How]:
+    searcher = Searcher(project, variant, budget)
+    recipe, how = searcher.search()
+    verdicts = [verdict(searcher, recipe, family) for family in budget.families]
+    kin = [Variant(variant.tier, variant.target, v.family) for v in verdicts if v.pays]
+    found: dict[Variant, How] = {variant: (recipe, how.model_copy(update={"tuned": verdicts}))}
+    return found | {own: Searcher(project, own, budget, searcher.trials).search() for own in kin}
 
 
-def _positions(survey: Survey) -> tuple[int, int]:
-    """Positions of all examples, and of their answers alone."""
-    cells = [cell for row in survey.positions for cell in row]
-    return sum(map(sum, cells)), sum(cell[1] for cell in cells)
-
-
-def _front(points: Iterable[Point]) -> list[Point]:
-    """The points that no other betters in bytes, instructions and KL, by bytes."""
-    by_costs: dict[tuple[float, ...], Point] = {
-        (p.size, p.instructions_per_token, p.measured.mean_kl): p for p in points
-    }
-    return [by_costs[costs] for costs in unbettered(by_costs)]
-
-
-def _merit(point: Point, peer: Point | None) -> tuple[int, float]:
-    """What is less is better: first in how many ways it is worse than the best preset, then mean KL."""
-    ours = point.measured
-    if peer is None:
-        return 0, ours.mean_kl
-    theirs = peer.measured
-    return (ours.answer_kl > theirs.answer_kl) + (ours.p99_kl > theirs.p99_kl), ours.mean_kl
+def _write(project: Project, found: Mapping[Variant, How]) -> None:
+    first = next(iter(found))
+    with (
+        files.new_folder(project.recipe_file(first).parent) as recipes,
+        files.new_folder(project.search(first).parent) as records,
+    ):
+        for variant, (recipe, how) in found.items():
+            (recipes / project.recipe_file(variant).name).write_bytes(written(recipe))
+            (records / project.search(variant).name).write_bytes((how.encode() if how else b"null") + b"\n")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from pipeline.ports import files, llama, process
 from pipeline.stages import gguf_run, golden
 from pipeline.stages.calibrate import in_turn
 from pipeline.stages.gguf_run import Asked, Launcher
-from pipeline.stages.golden import Request, Requests
+from pipeline.stages.golden import GoldenAnswer, Request, Requests
 from pipeline.stages.project import Project
 from pipeline.stages.quality import rounded
 from pipeline.stages.quantize import load_imatrix, matrices, used
@@ -36,6 +36,7 @@ from pipeline.toolchain import runtime
 from pipeline.toolchain.cache import locked
 
 KEPT_FILE = "trials.jsonl"
+LAYOUT = 2  # counts up when a trial comes to hold something else
 FOLDS = 2
 
 
@@ -50,7 +51,8 @@ class Example(Record):
 
 class Trial(Record):
     """A recipe as a whole model: bytes of its file, types by tensor, and KL(unquantized || quantized) in nats, summed
-    over each example's positions that predict its prompt and its answer; `p99` is over all positions."""
+    over each example's positions that predict its prompt and its answer; `p99` is over all positions, `family_p99` over
+    those of each family."""
 
     recipe: Sha256
     size: Count
@@ -58,6 +60,7 @@ class Trial(Record):
     prompt: list[float]
     answer: list[float]
     p99: float
+    family_p99: dict[str, float]
 
 
 class Trials:
@@ -93,6 +96,7 @@ class Trials:
             "runner": files.sha256_file(self._runner.program),
             "requests": sha256(self.requests.encode()),
             "check": self._check.model_dump(mode="json"),
+            "layout": LAYOUT,
         }
         self.folder = project.trials(tier) / sha256(canonical(inputs))[:16]
         self._reference = self.folder / golden.LOGITS_FILE
@@ -136,7 +140,11 @@ class Trials:
             types={t.name: t.type for t in matrices(llama.header(model))},
             prompt=[rounded(max(0.0, sum(answer.kl[: example.prompt]))) for example, answer in pairs],
             answer=[rounded(max(0.0, sum(answer.kl[example.prompt :]))) for example, answer in pairs],
-            p99=rounded(max(0.0, quantile([kl for answer in run.answers for kl in answer.kl], 0.99))),
+            p99=_p99(answer for _, answer in pairs),
+            family_p99={
+                family: _p99(answer for example, answer in pairs if example.family == family)
+                for family in sorted({example.family for example in self.examples})
+            },
         )
         model.unlink()
         return found
@@ -163,6 +171,10 @@ class Journal:
             f.write(record.encode() + b"\n")
             f.flush()
             os.fsync(f.fileno())
+
+
+def _p99(answers: Iterable[GoldenAnswer]) -> float:
+    return rounded(max(0.0, quantile([kl for answer in answers for kl in answer.kl], 0.99)))
 
 
 def _described(examples: Sequence[catalog.Example], requests: Requests) -> list[Example]:

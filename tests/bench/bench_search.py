@@ -36,7 +36,7 @@ from pipeline.stages.mix import BASES
 from pipeline.stages.project import Project
 from pipeline.stages.quality import bootstrap
 from pipeline.stages.quantize import used
-from pipeline.stages.search import Searcher
+from pipeline.stages.searcher import Searcher
 from pipeline.stages.trials import Trial, Trials
 from pipeline.toolchain import counting, runtime
 

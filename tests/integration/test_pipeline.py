@@ -110,14 +110,17 @@ def test_a_release_is_signed_published_verified_and_pulled(workshop: Workshop, t
 def test_equal_recipes_give_one_file(workshop: Workshop) -> None:
     """Targets that share a recipe are quantized once and share bytes; another recipe gives others."""
     variants = workshop.root / "build/variants"
-    digest = {t: files.sha256_file(variants / f"tiny-edge-{t}/model.gguf") for t in ("arm64", "riscv64", "x86_64")}
+    digest = {
+        t: files.sha256_file(variants / f"tiny-edge-{t}/tiny-edge-{t}/model.gguf")
+        for t in ("arm64", "riscv64", "x86_64")
+    }
     assert digest["riscv64"] == digest["x86_64"] != digest["arm64"]
-    assert len({files.tree_digest(variants / f"large-{t}") for t in ("arm64", "riscv64", "x86_64")}) == 1
+    assert len({files.tree_digest(variants / f"large-{t}/large-{t}") for t in ("arm64", "riscv64", "x86_64")}) == 1
 
 
 def test_a_recipe_that_was_searched_for_is_kept_shown_and_can_be_edited(workshop: Workshop, tmp_path: Path) -> None:
     """The search's recipe is what the file is quantized by, within its budget; by hand it gives the same tensors."""
-    found = json.loads((workshop.root / "build/search/mid-tier-x86_64.json").read_bytes())
+    found = json.loads((workshop.root / "build/search/mid-tier-x86_64/mid-tier-x86_64.json").read_bytes())
     preset = next(p for p in found["presets"] if p["name"] == "Q4_K_M")
     assert found["chosen"]["size"] <= preset["size"]
     assert found["chosen"]["instructions_per_token"] <= 1.05 * preset["instructions_per_token"]
@@ -225,7 +228,7 @@ def test_the_released_program_serves_the_released_model(workshop: Workshop, tmp_
 @emulated
 def test_counted_instructions_do_not_vary(workshop: Workshop) -> None:
     """Five checks under an emulator count the same instructions to the last one."""
-    path = workshop.root / "build/evidence/emulated/tiny-edge-arm64.json"
+    path = workshop.root / "build/evidence/emulated/tiny-edge-arm64/tiny-edge-arm64.json"
     kept, counts = path.read_bytes(), []
     for _ in range(5):
         said = workshop.run("edge-release", "check", "tiny-edge-arm64", "--runner", "emulated")
@@ -277,10 +280,11 @@ def test_a_board_needs_the_base_install_alone(workshop: Workshop, tmp_path: Path
     for argv in (["check", "tiny-edge-x86_64"], ["attest", "tiny-edge-x86_64"]):
         code = HIDE.format(heavy=HEAVY)
         subprocess.run([sys.executable, "-c", code, *argv], cwd=tmp_path, env=workshop.env, check=True)
-    evidence = json.loads((tmp_path / "build/evidence/host/tiny-edge-x86_64.json").read_text())
-    built = json.loads((workshop.root / "build/evidence/host/tiny-edge-x86_64.json").read_text())
+    name = "host/tiny-edge-x86_64/tiny-edge-x86_64.json"
+    evidence = json.loads((tmp_path / "build/evidence" / name).read_text())
+    built = json.loads((workshop.root / "build/evidence" / name).read_text())
     assert evidence == built
-    assert (tmp_path / "build/attestations/host/tiny-edge-x86_64.json").exists()
+    assert (tmp_path / "build/attestations" / name).exists()
 
 
 @pytest.mark.parametrize(("file", "before", "after", "stages"), CHANGES)

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from pipeline.catalog.document import parse_yaml
 from pipeline.catalog.golden import GoldenPrompt, Match, parse_golden
-from pipeline.catalog.names import VARIANTS, Tier, Variant
+from pipeline.catalog.names import FAMILY, VARIANTS, Tier, Variant
 from pipeline.catalog.params import Params
-from pipeline.catalog.recipe import PRESETS, Recipe
+from pipeline.catalog.recipe import PRESETS, Recipe, Search
 from pipeline.catalog.tiers import TierFile
 from pipeline.errors import CatalogError, PipelineError
+from pipeline.manifest.names import safe_name
 from pipeline.stages.project import Project
+from tests.support.projects import gguf_tier, project
 
 ROOT = Path(__file__).parents[2]
 PARAMS = (ROOT / "params.yaml").read_text()
@@ -82,6 +84,24 @@ def test_there_are_nine_variants_and_their_names_parse() -> None:
     """Tier times target gives nine variants, each found by its name."""
     assert len(VARIANTS) == 9
     assert [Variant.parse(v.name) for v in VARIANTS] == list(VARIANTS)
+
+
+@given(st.sampled_from(VARIANTS), st.from_regex(FAMILY, fullmatch=True))
+def test_a_tuned_variant_is_called_after_its_kin_and_family(plain: Variant, family: str) -> None:
+    """Name and parse are inverse, the name is safe in a registry, and the variant for all prompts is known from it."""
+    tuned = Variant(plain.tier, plain.target, family)
+    assert tuned.name == f"{plain.name}+{family}"
+    assert Variant.parse(safe_name(tuned.name)) == tuned
+    assert (tuned.plain, plain.plain) == (plain, plain)
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny-edge-arm64+", "tiny-edge-arm64+A", "tiny-edge-arm64+a+b", "+a", "tiny-edge+a", "x-arm64+a"]
+)
+def test_no_other_names_are_variants(name: str) -> None:
+    """A family that is empty, or not written as families are, makes no variant."""
+    with pytest.raises(ValueError, match="no variant"):
+        Variant.parse(name)
     with pytest.raises(ValueError, match="tiny-edge-arm64, "):
         Variant.parse("tiny-edge-mips")
 
@@ -102,6 +122,31 @@ def test_a_recipe_names_only_what_llama_cpp_knows(recipe: str, says: str) -> Non
     """Unknown presets, types and broken patterns are refused by name."""
     with pytest.raises(CatalogError, match=re.escape(says)):
         parse_yaml(recipe, Recipe, "recipe")
+
+
+@pytest.mark.parametrize(
+    ("families", "says"),
+    [
+        pytest.param("[a, a]", "a stands twice", id="twice"),
+        pytest.param("[A]", "families.0: .*pattern", id="no family's name"),
+    ],
+)
+def test_a_budget_names_each_family_once(families: str, says: str) -> None:
+    """Families to tune to are refused where no variant could be called after them, or one stands twice."""
+    with pytest.raises(CatalogError, match=says):
+        parse_yaml(f"search: {{preset: Q4_0, families: {families}}}", Search, "models/tiny-edge.yaml")
+
+
+def test_a_family_without_calibration_examples_is_refused(tmp_path: Path) -> None:
+    """The error names the key, the family, and the families there are; the other targets are not held up."""
+    recipes = {**gguf_tier()["recipes"], "arm64": {"search": {"preset": "Q4_0", "families": ["total", "lookup"]}}}
+    source = {"embedded": {"path": "x", "digest": f"sha256:{'0' * 64}"}}
+    hub = {"repo": "a/b", "revision": "0" * 40}
+    made = project(tmp_path, source, {"tiny-edge": gguf_tier(hub=hub, recipes=recipes)})
+    with pytest.raises(CatalogError, match=r"recipes\.arm64\.search\.families: .* 'lookup'") as caught:
+        made.chosen(Variant.parse("tiny-edge-arm64"))
+    assert caught.value.hint == "calibration.jsonl has total"
+    assert made.chosen(Variant.parse("tiny-edge-x86_64"))
 
 
 def test_a_recipe_s_digest_is_over_all_that_affects_bytes() -> None:

@@ -205,6 +205,72 @@ def test_targets_that_part_fail_the_gate() -> None:
     assert _decide(host_checks(), certificates=[missing]).passed
 
 
+TUNED = Variant(ARM.tier, ARM.target, "f")
+
+
+def _tuned(*, runner: RunnerClass = RunnerClass.HOST, family: str = "f", **figures: float) -> Check:
+    """A check of a variant tuned to family `f`, the worst on all others."""
+    found = evidence(TUNED, runner=runner)
+    own = found.quality.families["f"].model_copy(update={"mean_kl": 5e-4, "p99_kl": 5e-4, **figures})
+    quality = found.quality.model_copy(
+        update={"exact_match": 0.0, "mean_kl": 9.0, "p99_kl": 99.0, "families": {family: own}}
+    )
+    return check(
+        found.model_copy(update={"quality": quality}), measurement(TUNED) if runner is RunnerClass.HOST else None
+    )
+
+
+def test_a_tuned_variant_is_judged_by_its_familys_prompts() -> None:
+    """What it does to other families is no reason; its row has its family's figures."""
+    verdict = _decide([*host_checks(), _tuned()], variants=[*VARIANTS, TUNED])
+    assert verdict.passed
+    (row,) = (r for r in verdict.rows if r.variant == TUNED.name)
+    assert (row.exact_match, row.mean_kl, row.p99_kl) == (1.0, 5e-4, 5e-4)
+
+
+@pytest.mark.parametrize(
+    ("figures", "says"),
+    [
+        pytest.param(
+            {"mean_kl": 1e-3}, f"{TUNED} on host: mean KL on its family is 0.001, not below {ARM}'s 0.001", id="KL"
+        ),
+        pytest.param(
+            {"exact_match": 0.95}, f"{TUNED} on host: exact match on its family is 0.95, below {ARM}'s 1", id="answers"
+        ),
+        pytest.param({"mean_kl": 0.06}, f"{TUNED} on host: mean KL is 0.06, above 0.05", id="its tier's limit"),
+        pytest.param({"p99_kl": 99.0}, f"{TUNED} on host: p99 KL is 99, above 1", id="p99"),
+        pytest.param(
+            {"family": "g"}, f"{TUNED} on host: no golden prompts of family f to compare it with {ARM} by", id="unasked"
+        ),
+    ],
+)
+def test_a_tuned_variant_must_be_worth_it(figures: dict[str, Any], says: str) -> None:
+    """One that is no better on its family's golden prompts than the variant for all prompts is refused."""
+    assert any(says in reason for reason in _decide([*host_checks(), _tuned(**figures)]).reasons)
+
+
+def test_an_emulators_few_prompts_do_not_say_whether_tuning_pays() -> None:
+    """Under an emulator a tuned variant keeps its tier's limits and is compared with nothing."""
+    emulated = _tuned(runner=RunnerClass.EMULATED, mean_kl=1e-3)
+    assert _decide([*host_checks(), _tuned(), *_emulated(), emulated], variants=[*VARIANTS, TUNED]).passed
+
+
+def test_a_tuned_variant_needs_proof_as_its_kin_do() -> None:
+    """Without evidence it is refused; unproven where a channel asks for proof, it keeps that channel shut."""
+    variants = [*VARIANTS, TUNED]
+    assert _decide(host_checks(), variants=variants).reasons == [f"{TUNED}: there is no evidence"]
+    shut = _decide([*host_checks(), _tuned(), *_emulated()], variants=variants)
+    assert (shut.passed, shut.channels) == (True, [Channel.DEV])
+
+
+def test_a_tuned_variant_may_come_and_go() -> None:
+    """It is compared with the previous release by its name; where it is gone, nothing became worse."""
+    with_it = _decide([*host_checks(), _tuned(mean_kl=2e-4)], variants=[*VARIANTS, TUNED])
+    assert _decide(host_checks(), with_it).passed
+    worse = _decide([*host_checks(), _tuned(mean_kl=9e-4)], with_it, variants=[*VARIANTS, TUNED])
+    assert any(f"{TUNED} on host: mean KL against the previous release" in reason for reason in worse.reasons)
+
+
 def test_evidence_that_does_not_count_is_a_reason() -> None:
     """What is wrong with a board's signature stops the release instead of being left out."""
     verdict = _decide(host_checks(), objections=["tiny-edge-arm64 on pi5: not signed"])

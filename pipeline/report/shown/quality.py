@@ -9,6 +9,11 @@ from pipeline.report import text
 from pipeline.report.layout import Cell, Chart, Dot, Line, Section, Span, Table, figures, words
 from pipeline.report.model import Checked, Report
 
+TUNED = (
+    "A variant that is tuned to a prompt family (VARIANT+FAMILY) is judged by that family's prompts alone: the tables "
+    "by family show it beside the variant for all prompts."
+)
+
 
 def section(report: Report) -> Section:
     """Return quality over all prompts and for each family of them."""
@@ -22,6 +27,7 @@ def section(report: Report) -> Section:
             "(nats) and the perplexity ratio compare with the unquantized tier; 0 and 1 would be no loss at all. Below "
             "a figure: where 95 of 100 values lie that other prompts of the same kind would have given. An emulator is "
             "slow and is asked fewer prompts.",
+            *([TUNED] if any(part.variant.family for part in report.subject.parts) else []),
         ),
         tables=(
             _overall(report),

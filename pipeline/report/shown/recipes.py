@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from statistics import fmean
 
-from pipeline.manifest.search import Found, Point, unbettered
+from pipeline.manifest.search import Found, Point, Tuned, unbettered
 from pipeline.report import text
 from pipeline.report.layout import Cell, Cloud, Grid, Section, Series, Table, figures, words
 from pipeline.report.model import Report
@@ -37,6 +38,7 @@ def section(report: Report) -> Section:
                 ),
                 tuple(_row(part, search) for part, search in found),
             ),
+            *_tuned(found),
         ),
         charts=tuple(chart for part, search in found for chart in (_front(part, search), _losses(part, search))),
     )
@@ -57,6 +59,26 @@ def _row(part: Part, found: Found) -> tuple[Cell, ...]:
         Cell(text.number(peer.measured.mean_kl if peer else None), note=peer.name if peer else ""),
         Cell(text.number(chosen.measured.mean_kl / peer.measured.mean_kl if peer and peer.measured.mean_kl else None)),
         Cell(text.number(_per(chosen, peer))),
+    )
+
+
+def _tuned(found: Sequence[tuple[Part, Found]]) -> tuple[Table, ...]:
+    """What tuning to families is worth, where that was asked."""
+    rows = tuple(_verdict(part, tuned) for part, search in found for tuned in search.tuned)
+    head = (*words("variant", "family"), *figures("examples", "KL", "KL tuned", "ratio"), *words("pays"))
+    caption = "Recipes tuned to a prompt family, on examples that the tuning did not see"
+    return (Table(caption, head, rows),) if rows else ()
+
+
+def _verdict(part: Part, tuned: Tuned) -> tuple[Cell, ...]:
+    return (
+        Cell(part.variant.name),
+        Cell(tuned.family),
+        Cell(f"{tuned.examples:,}"),
+        Cell(text.number(tuned.general)),
+        Cell(text.number(tuned.own)),
+        Cell(text.number(tuned.ratio), note=f"{text.number(tuned.low)} to {text.number(tuned.high)}"),
+        Cell("yes, it is released") if tuned.pays else Cell("no, it is not built"),
     )
 
 
