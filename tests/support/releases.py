@@ -230,6 +230,7 @@ def _entry(name: str, files: list[File]) -> VariantEntry:
         name=name,
         tier=variant.tier,
         target=variant.target,
+        family=variant.family or None,
         format=kind,
         files=files,
         recipe={},

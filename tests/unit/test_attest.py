@@ -86,6 +86,19 @@ def test_a_boards_evidence_does_not_count_otherwise(
     assert says in objection
 
 
+def test_a_variant_is_signed_with_its_tuned_kin(tmp_path: Path) -> None:
+    """What was built beside it is signed too, and must have been checked."""
+    board, kin = Publisher(), Variant(PI.tier, PI.target, "lookup")
+    project = _project(tmp_path, pi5=board)
+    project.variant(kin).mkdir(parents=True)
+    _checked(project, PI, RunnerClass.PI5)
+    with pytest.raises(StageError, match=r"tiny-edge-arm64\+lookup has not been checked on pi5"):
+        attest.attest(project, [PI], RunnerClass.PI5, board.sign)
+    _checked(project, kin, RunnerClass.PI5)
+    assert attest.attest(project, [PI], RunnerClass.PI5, board.sign) == [PI, kin]
+    assert _objections(project) == []
+
+
 def test_only_what_was_checked_can_be_signed(tmp_path: Path) -> None:
     """Without evidence there is nothing to attest, and the error says how to make it."""
     with pytest.raises(StageError, match="has not been checked on pi5") as e:

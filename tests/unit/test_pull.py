@@ -29,6 +29,7 @@ from tests.support.releases import (
     SERVER,
     Publisher,
     flipped,
+    gguf_bytes,
     hostile_gguf,
     listing,
     open_files,
@@ -96,6 +97,19 @@ def test_a_pulled_variant_verifies(
         "versions/1/release.json",
     }
     assert tree(into)["current"] == "versions/1"
+
+
+def test_a_tuned_variant_is_pulled_by_its_name(
+    tmp_path: Path, store: FolderStore, publisher: Publisher, into: Path, add: Callable[..., Accepted]
+) -> None:
+    """It is published, pulled and verified as any variant; it is not taken for the variant it stands beside."""
+    name = f"{EDGE}+lookup"
+    accepted = add(1, files={f"{name}/model.gguf": gguf_bytes(tmp_path, 7)})
+    pull(store, accepted, name, into)
+    assert _verify(into, publisher, name).digest == accepted.digest
+    with pytest.raises(TrustError) as refused:
+        _verify(into, publisher, EDGE)
+    assert refused.value.refusal is Refusal.SWAPPED
 
 
 def test_pulling_again_fetches_nothing(store: FolderStore, into: Path, add: Callable[..., Accepted]) -> None:

@@ -15,13 +15,14 @@ from pipeline.manifest.statement import Attestation, Row, Verdict
 from pipeline.report import changes, durations, text
 from pipeline.report.layout import Box, Cell, Section, Span, Table, Tone
 from pipeline.report.model import Report, make
-from pipeline.report.shown import heading, sections
+from pipeline.report.shown import heading, quality, sections
 from pipeline.report.subject import Before, Origin, of_evidence
+from pipeline.stages.tuned import judged
 from tests.support import reports
 from tests.support.evidence import PARAMS, check, evidence, host_checks, measurement
 from tests.support.reports import EMULATED, HOST, NVLINK, PI5, RISCV
 
-FIRST = VARIANTS[0]
+FIRST, ARM = VARIANTS[0], "tiny-edge-arm64"
 ROWS = ("time_to_first_token", "time_per_output_token", "inference")
 
 
@@ -305,6 +306,42 @@ def test_certificates_say_where_targets_differ_or_are_missing(full: Report) -> N
         ("riscv64", text.NONE, "missing"),
     }
     assert "3 of 4 certificates hold" in _sections(full)["determinism"].says[0]
+
+
+def test_what_tuning_is_worth_is_shown_whether_it_pays_or_not() -> None:
+    """Each family that was asked for has a row with its interval; without any there is no such table."""
+    caption = "Recipes tuned to a prompt family, on examples that the tuning did not see"
+    assert caption not in {t.caption for t in _sections(make(reports.material()))["recipes"].tables}
+    verdicts = [judged("lookup", [(1.2, 1.0)] * 16, 100), judged("summary", [(0.5, 1.0)] * 16, 100)]
+    found = reports.manifest()
+    entries = [
+        v.model_copy(update={"search": v.search.model_copy(update={"tuned": verdicts})}) if v.search else v
+        for v in found.predicate.variants
+    ]
+    shown = make(reports.material(reports.changed(found, variants=entries)))
+    table = _table(shown, "recipes", caption)
+    assert _line(table, ARM, "lookup")["pays"].text == "no, it is not built"
+    assert _line(table, ARM, "summary")["pays"].text == "yes, it is released"
+    assert _line(table, ARM, "summary")["ratio"].note == "0.500 to 0.500"
+
+
+def test_a_tuned_variant_stands_beside_its_kin() -> None:
+    """The page calls it by its name, in the rows of its kin, and says what it is judged by."""
+    found = reports.manifest()
+    kin = next(v for v in found.predicate.variants if v.name == ARM)
+    own = kin.model_copy(
+        update={
+            "name": f"{ARM}+lookup",
+            "family": "lookup",
+            "evidence": [e.model_copy(update={"variant": f"{ARM}+lookup"}) for e in kin.evidence],
+            "measurements": [m.model_copy(update={"variant": f"{ARM}+lookup"}) for m in kin.measurements],
+        }
+    )
+    shown = make(reports.material(reports.changed(found, variants=[kin, own]), durations={}))
+    table = _table(shown, "variants", "What was made")
+    assert [row[0].text for row in table.rows] == [ARM, f"{ARM}+lookup"]
+    assert quality.TUNED in _sections(shown)["quality"].says
+    assert quality.TUNED not in _sections(make(reports.material()))["quality"].says
 
 
 def _evidence_of(proof: Proof, verdict: Verdict | None = None) -> Any:

@@ -55,6 +55,16 @@ def test_a_manifest_round_trips(payload: bytes) -> None:
     assert statement.parse(payload).encode() == payload
 
 
+def test_a_variant_tuned_to_a_family_stands_beside_its_kin(tmp_path: Path) -> None:
+    """Its entry names the family, its files lie under both names, and a variant for all prompts says nothing of one."""
+    files = {"tiny-edge-arm64+lookup/model.gguf": b"GGUF"}
+    found = statement.parse(dsse.unverified_payload(Publisher().release(tmp_path, files=files).bundles.manifest))
+    entry = found.variant("tiny-edge-arm64+lookup")
+    assert (entry.family, entry.variant.plain.name) == ("lookup", "tiny-edge-arm64")
+    assert "tiny-edge-arm64+lookup/model.gguf" in found.files()
+    assert b'"family"' not in found.variant("tiny-edge-arm64").encode()
+
+
 words = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=12).map("x_".__add__)
 values = st.recursive(
     st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=20),
@@ -163,6 +173,8 @@ MALFORMED: dict[str, Callable[[Document], object]] = {
     "same subject twice": lambda d: d["subject"].append(d["subject"][0]),
     "names differ only in case": _duplicate_case,
     "variant twice": lambda d: d["predicate"]["variants"].append(d["predicate"]["variants"][0]),
+    "variant's name lacks its family": lambda d: d["predicate"]["variants"][0].update(family="lookup"),
+    "family that no file can be called after": lambda d: d["predicate"]["variants"][0].update(family="../x"),
     "variant's name is not its tier": lambda d: d["predicate"]["variants"][0].update(tier="mid-tier"),
     "no variants": lambda d: (d["predicate"]["variants"].clear(), d["subject"].clear()),
     "version 0": lambda d: d["predicate"]["release"].update(version=0),
