@@ -202,8 +202,10 @@ def _count(model: Any) -> int:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """Let torch use a fixed number of threads and deterministic kernels only, and put both back afterwards."""
+    """Let torch use a fixed number of threads and kernels that give the same bits, and put both back afterwards."""
     import torch
+
+    from pipeline.stages.portable import Portable
 
     os.environ.setdefault(
         "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
@@ -212,7 +214,8 @@ def _deterministic() -> Iterator[None]:
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with Portable():
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)

@@ -114,6 +114,7 @@ class _Surveyor:
         import torch
 
         from pipeline.stages.curvature import Curvature
+        from pipeline.stages.portable import Portable
 
         torch.set_num_threads(1)  # the order of additions decides the last bits, and these may decide a recipe
         settings = self._settings
@@ -126,6 +127,7 @@ class _Surveyor:
         if set(names.values()) <= set(done):
             return [done[name] for name in self._shapes if name in done]
         with (
+            Portable(),
             tqdm(
                 total=len(curvature.names), desc=f"{self._tier}: matrices", unit="matrix", file=sys.stderr, disable=None
             ) as bar,
