@@ -23,7 +23,7 @@ from pipeline.errors import StageError
 from pipeline.manifest.encoding import Count, Record, canonical, sha256
 from pipeline.ports import files
 from pipeline.ports.hub import Hub
-from pipeline.stages import model_folder
+from pipeline.stages import causal_lm, model_folder
 from pipeline.stages.project import Project
 from pipeline.stages.teacher import fetch_tier
 
@@ -112,24 +112,11 @@ def load(folder: Path, device: torch.device) -> Any:
 
     `config.dtype` keeps saying how it is stored. Raises StageError where transformers cannot load it.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        stored = config.dtype or torch.float32
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=stored if device.type == "cuda" else torch.float32,
-            # The fused kernels' backward passes are not deterministic on GPUs.
-            attn_implementation="eager" if device.type == "cuda" else "sdpa",
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError, KeyError) as e:
-        raise StageError(f"{folder}: transformers cannot load it: {e}", hint="fetch the model again") from e
+    gpu = device.type == "cuda"
+    # The fused kernels' backward passes are not deterministic on GPUs.
+    model = causal_lm.load(folder, dtype="auto", attn_implementation="eager" if gpu else "sdpa")
+    stored = model.dtype
+    model = model if gpu else model.float()
     model.config.dtype = stored
     return model.eval().requires_grad_(False).to(device)
 
@@ -202,8 +189,10 @@ def _count(model: Any) -> int:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """Let torch use a fixed number of threads and deterministic kernels only, and put both back afterwards."""
+    """Let torch use a fixed number of threads and kernels that give the same bits, and put both back afterwards."""
     import torch
+
+    from pipeline.stages.portable import Portable
 
     os.environ.setdefault(
         "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
@@ -212,7 +201,8 @@ def _deterministic() -> Iterator[None]:
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with Portable():
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)

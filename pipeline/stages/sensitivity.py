@@ -12,8 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from pipeline.catalog.recipe import Recipe, Search
 from pipeline.errors import StageError
 from pipeline.manifest.encoding import canonical, sha256
 from pipeline.ports import files, ggml, process
+from pipeline.stages import causal_lm
 from pipeline.stages.project import Project
 from pipeline.stages.quality import rounded
 from pipeline.stages.quantize import BASES_NEEDING_IMATRIX, TYPES_NEEDING_IMATRIX, matrices
@@ -114,10 +114,11 @@ class _Surveyor:
         import torch
 
         from pipeline.stages.curvature import Curvature
+        from pipeline.stages.portable import Portable
 
         torch.set_num_threads(1)  # the order of additions decides the last bits, and these may decide a recipe
         settings = self._settings
-        model = _load(self._model)
+        model = causal_lm.load(self._model, dtype="auto")
         curvature = Curvature(model, self._trials.requests.requests, draws=settings.draws, seed=settings.seed)
         names = self._gguf_names(curvature)
         done = {s.name: s for s in map(Surveyed.model_validate_json, self._journal.lines())}
@@ -126,6 +127,7 @@ class _Surveyor:
         if set(names.values()) <= set(done):
             return [done[name] for name in self._shapes if name in done]
         with (
+            Portable(),
             tqdm(
                 total=len(curvature.names), desc=f"{self._tier}: matrices", unit="matrix", file=sys.stderr, disable=None
             ) as bar,
@@ -195,17 +197,3 @@ class _Surveyor:
                 )
             )  # fmt: skip
         return Surveyed(name=name, columns=columns, rows=rows, options=options)
-
-
-def _load(folder: Path) -> Any:
-    """The model in the type it is stored in; raises StageError where transformers cannot load it."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as e:
-        raise StageError(f"{folder}: transformers cannot load it: {e}", hint="fetch the model again") from e

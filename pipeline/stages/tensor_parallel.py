@@ -1,4 +1,4 @@
-"""Decoding with the large tier's shards: as many processes as there are shards, started by torchrun.
+"""Decoding with the large tier's shards: as many processes as there are shards, started by torchrun if several.
 
     python -m pipeline.stages.tensor_parallel FOLDER REQUESTS.json OUT.json      (under torchrun; rank 0 writes)
 
@@ -29,6 +29,7 @@ from pipeline.ports.torch_env import PINS, pin_cpu_kernels
 from pipeline.stages.model_folder import end_tokens
 from pipeline.stages.shard import Layout
 
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 HINT = "look at the ranks' messages above; give them more time or memory, or mend the shards"
 
 
@@ -108,10 +109,12 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="ranks-") as scratch:
         wanted, out = Path(scratch) / "requests.json", Path(scratch) / "out.json"
         wanted.write_bytes(job.encode())
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={degree}", "-m", __name__]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={degree}"]
         env = {**PINS, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        if degree == 1:
+            torchrun, env = [], env | ALONE
         try:
-            process.run([sys.executable, *torchrun, folder.resolve(), wanted, out], hint=HINT, env=env)
+            process.run([sys.executable, *torchrun, "-m", __name__, folder.resolve(), wanted, out], hint=HINT, env=env)
         except ToolError as e:
             raise _explain(e, out, degree, timeout_s) from e
         found = Output.model_validate_json(out.read_bytes())
@@ -128,18 +131,19 @@ def launch(
 
 def _explain(error: ToolError, out: Path, degree: int, timeout_s: int) -> ToolError:
     """Name the rank that failed first, and why."""
-    first = re.search(r"\brank\s*:\s*(\d+)", error.message)
-    status = re.search(r"\bexitcode\s*:\s*(-?\d+)", error.message)
+    first = re.search(r"\brank\s*:\s*(\d+)" if degree > 1 else "()", error.message)
+    status = re.search(r"\bexitcode\s*:\s*(-?\d+)" if degree > 1 else r"\bstatus (-?\d+)", error.message)
     if first is None or status is None:
         return error
-    said, code = _complaint(out, int(first[1])), int(status[1])
+    rank, code = int(first[1] or 0), int(status[1])
+    said = _complaint(out, rank)
     if said.exists():
         why = said.read_text(encoding="utf-8")
     elif code == -signal.SIGALRM:
         why = f"not done after {timeout_s} s"
     else:
         why = f"killed by signal {-code}" if code < 0 else f"ended with status {code}"
-    return ToolError(f"rank {first[1]} of {degree}: {why}", hint=HINT)
+    return ToolError(f"rank {rank} of {degree}: {why}", hint=HINT)
 
 
 def _complaint(out: Path, rank: int) -> Path:

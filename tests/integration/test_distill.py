@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, MixtralConfig, Phi3Config, PreTrainedConfig
 
 from pipeline.catalog.names import Tier
@@ -26,6 +28,7 @@ from pipeline.stages.chat import Chat
 from pipeline.stages.checkpoint import Checkpoint
 from pipeline.stages.distill import distill, learn, load
 from pipeline.stages.learner import Learner
+from pipeline.stages.portable import Portable
 from pipeline.stages.project import Project
 from pipeline.stages.prune import blank, prune
 from pipeline.stages.ranks import Ranks, weights_digest
@@ -105,6 +108,35 @@ def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
     before = taught.step(batch, 0)
     losses = [taught.step(batch, step) for step in range(1, 40)]
     assert losses[-1] < before / 2
+
+
+class Operators(TorchDispatchMode):
+    """The names of the f32 operators that run while it is entered, those of the way back included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float32:
+            self.seen.add(func.overloadpacket.__name__.rstrip("_"))
+        return func(*args, **(kwargs or {}))
+
+
+# What ATen gives MKL's vector math to compute, whose bits depend on the CPU's maker: IMPLEMENT_VML_MKL in ATen/cpu/vml.h.
+VML = set(re.findall(r"\w+", "acos asin atan cos erf erfc erfinv exp log log10 log2 sin sqrt tan tanh trunc"))
+
+
+def test_a_step_takes_nothing_whose_bits_depend_on_the_cpus_maker(tmp_path: Path) -> None:
+    """Neither way of a step, nor the optimizer, runs an operator of MKL's vector math in f32."""
+    taught, batch = learner(work(tmp_path)), collate(rows_of(work(tmp_path))[:8], 0.2, 4)
+    with Portable(), Operators() as ran:
+        taught.step(batch, 0)
+    assert {"mm", "_log_softmax_backward_data"} <= ran.seen
+    assert not ran.seen & VML
+    with Operators() as ran:
+        torch.ones(2).sqrt()
+    assert ran.seen & VML, "or this test could not fail"
 
 
 class Killed(Learner):

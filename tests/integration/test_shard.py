@@ -226,17 +226,19 @@ def test_a_file_with_bytes_missing_is_not_closed_quietly(tmp_path: Path) -> None
         pass
 
 
-def test_shards_for_another_number_of_ranks_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("degree", [1, 2])
+def test_shards_for_another_number_of_ranks_are_refused(tmp_path: Path, degree: int) -> None:
     """A rank that finds no shard of its own says so, and the launcher repeats it."""
-    folder = split(models.save(tmp_path / "model", models.llama()), tmp_path / "shards", Shard(degree=2))
-    (folder / rank_file(1, 2)).unlink()
-    with pytest.raises(ToolError, match=r"rank 1 of 2: .*No such file"):
+    folder = split(models.save(tmp_path / "model", models.llama()), tmp_path / "shards", Shard(degree=degree))
+    (folder / rank_file(degree - 1, degree)).unlink()
+    with pytest.raises(ToolError, match=rf"rank {degree - 1} of {degree}: .*No such file"):
         launch(folder, [Request(ids=[1, 2], max_tokens=2)], timeout_s=300)
 
 
-def test_ranks_that_run_out_of_time_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("degree", [1, 2])
+def test_ranks_that_run_out_of_time_end(tmp_path: Path, degree: int) -> None:
     """A timeout is one line, and no rank is left."""
-    folder = split(models.save(tmp_path / "model", models.llama()), tmp_path / "shards", Shard(degree=2))
+    folder = split(models.save(tmp_path / "model", models.llama()), tmp_path / "shards", Shard(degree=degree))
     with pytest.raises(ToolError, match="not done after 1 s"):
         launch(folder, [Request(ids=[1, 2], max_tokens=2)], timeout_s=1)
     assert not ranks_of(folder)
