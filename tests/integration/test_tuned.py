@@ -18,7 +18,7 @@ from pipeline.manifest.evidence import Evidence
 from pipeline.manifest.gate import Check, Proof, gate
 from pipeline.manifest.search import Found
 from pipeline.ports import llama
-from pipeline.stages import findings
+from pipeline.stages import findings, manifest, recipes
 from pipeline.stages.calibrate import calibrate
 from pipeline.stages.certify import certify
 from pipeline.stages.check import check
@@ -153,6 +153,24 @@ def test_the_gate_judges_it_by_golden_prompts_that_no_search_saw(surveyed: Proje
     plain: Evidence = checks[0].evidence
     same = Check(plain.model_copy(update={"variant": LETTERS.name}), checks[1].measurement)
     assert [reason.partition(":")[0] for reason in objected([checks[0], same])] == [f"{LETTERS} on host"]
+
+
+def test_a_manifest_carries_it_beside_its_kin(surveyed: Project) -> None:
+    """Its entry has its family, recipe, record, certificate and evidence; the verdicts stand in its kin's."""
+    _build(surveyed, ["letters"])
+    certify(surveyed, TIER)
+    found = findings.read(surveyed)
+    released = {f"{v}/model.gguf": surveyed.variant(v) / "model.gguf" for v in (HERE, LETTERS)}
+    plain, own = (manifest._entry(surveyed, v, found, released) for v in (HERE, LETTERS))
+    assert (plain.name, plain.family, own.name, own.family) == (HERE.name, None, LETTERS.name, "letters")
+    assert own.recipe == recipes.recipe(surveyed, LETTERS.name).model_dump(mode="json") != plain.recipe
+    assert plain.search is not None
+    assert [(t.family, t.pays) for t in plain.search.tuned] == [("letters", True)]
+    assert own.certificate is not None
+    for entry in (plain, own):
+        (evidence,) = entry.evidence
+        assert set(evidence.quality.families) == set(ALPHABETS)
+    assert {c.tensor for c in recipes.changes(surveyed, HERE.name, LETTERS.name)} >= {"blk.1.ffn_up.weight"}
 
 
 def test_what_pays_no_more_is_gone(surveyed: Project) -> None:
