@@ -18,11 +18,11 @@ def add_commands(commands: Commands) -> None:
         commands,
         "certs",
         _ca,
-        "make a certificate authority for a lab, and certificates for the machines that serve and call",
+        "make a certificate authority for a lab, and certificates for machines (--force renews them)",
         "certs --out pki ca",
         "certs --out pki issue pi-1 --host pi-1.local --host 192.168.1.20 --role node",
         "certs --out pki issue gateway-1 --host gateway.local --role gateway",
-        "certs --out pki issue pi-1 --host pi-1.local --force      # renew: nodes take it without a restart",
+        "certs --out pki issue pi-1 --host pi-1.local --force",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the authority's folder")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
