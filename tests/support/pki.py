@@ -27,3 +27,7 @@ def folder(
 
 def authority() -> certs.Pair:
     return certs.new_authority(datetime.now(UTC))
+
+
+def now() -> datetime:
+    return datetime.now(UTC)

@@ -78,7 +78,8 @@ class Shop:
     @property
     def trust(self) -> Path:
         path = self.root / "trust.yaml"
-        trust_port.pin_own_key(path, LINE, self.publisher.pair.public_pem)
+        if not path.exists():
+            trust_port.pin_own_key(path, LINE, self.publisher.pair.public_pem)
         return path
 
     def publish(

@@ -76,7 +76,8 @@ def decide(state: NodeState, now: float, policy: Policy) -> tuple[Action, ...]:
     servers = [action for child in state.children for action in _server(state, child, now, policy)]
     if state.ending:
         return tuple(servers)
-    return (*servers, *_keep(state), *_start(state, now, policy), *_poll(state, now, policy))
+    disk = [*_keep(state), *_poll(state, now, policy)][:1]  # one thing at a time
+    return (*servers, *_start(state, now, policy), *disk)
 
 
 def begun(state: NodeState, action: Action, now: float, policy: Policy) -> NodeState:  # noqa: PLR0911 - a table

@@ -50,7 +50,7 @@ def arguments(server: Path, weights: Path, alias: str, sizing: Sizing, port: int
         "--parallel", str(sizing.slots), "--ctx-size", str(sizing.slots * sizing.context), "--no-kv-unified",
         "--threads", str(sizing.threads), "--ubatch-size", str(BATCH), "--cache-ram", str(_CACHE_MIB),
         "--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off", "--fit", "off",
-        "--metrics", "--no-ui", "--offline", "--no-webui",
+        "--metrics", "--no-ui", "--offline", "--log-verbosity", "2",
     ]  # fmt: skip
 
 

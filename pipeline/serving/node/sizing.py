@@ -52,7 +52,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         """Raise ValueError for less than one."""
-        if min(self.slots or 1, self.context or 1, self.threads or 1) < 1:
+        if any(n is not None and n < 1 for n in (self.slots, self.context, self.threads)):
             raise ValueError("slots, context and threads are at least 1")
 
 
