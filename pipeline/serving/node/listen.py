@@ -39,6 +39,7 @@ def bind(host: str, port: int, *, tls: bool, insecure: bool) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
+        found.listen(BACKLOG)
     except OSError as e:
         found.close()
         raise ToolError(f"cannot listen on {host}:{port}: {e.strerror}", hint="give another --host or --port") from e

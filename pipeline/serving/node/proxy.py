@@ -117,11 +117,12 @@ class Proxy:
                 async for piece in answer.content.iter_any():
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except TooLargeError:
-            await refuse(send, 413, f"a request may have {MAX_BODY >> 20} MiB")
-        except (aiohttp.ClientError, ConnectionError, TimeoutError) as e:
+        except (TooLargeError, aiohttp.ClientError, ConnectionError, TimeoutError) as e:
             if began:
                 raise
+            if body.too_large:
+                await refuse(send, 413, f"a request may have {MAX_BODY >> 20} MiB")
+                return
             why = f"llama-server went away: {type(e).__name__}"
             await refuse(send, 502, why, headers=[(b"retry-after", b"1")])
 
@@ -133,6 +134,11 @@ class _Body:
         self._receive = receive
         self._read = asyncio.Event()
         self._size = 0
+
+    @property
+    def too_large(self) -> bool:
+        """Whether more came than is passed on; whoever reads the pieces may hide the error behind its own."""
+        return self._size > MAX_BODY
 
     async def first(self) -> bytes | AsyncIterator[bytes] | None:
         """Return the whole body where it came in one piece, else its pieces as they come."""
@@ -158,7 +164,7 @@ class _Body:
             raise ConnectionResetError("the client hung up")
         piece, more = message.get("body", b""), message.get("more_body", False)
         self._size += len(piece)
-        if self._size > MAX_BODY:
+        if self.too_large:
             raise TooLargeError
         if not more:
             self._read.set()
