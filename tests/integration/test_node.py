@@ -112,6 +112,17 @@ def test_a_node_pulls_proves_and_serves(node: NodeProcess) -> None:
     assert node.stop() == 0
 
 
+def test_an_answer_that_ends_early_is_the_evidence_too(node: NodeProcess, one: Made, tmp_path: Path) -> None:
+    """The end token is no part of an answer, in the evidence as in what the server says."""
+    (tmp_path / "ending").mkdir()
+    ending = served.ending(tmp_path / "ending", one)
+    assert any(len(tokens) == 1 for tokens in ending.answers.values())
+    node.shop = served.shop(tmp_path / "another")
+    node.shop.publish(1, ending)
+    node.start().until(lambda s: s.state in {State.READY, State.FAILED})
+    assert node.status().state is State.READY, node.status().reason
+
+
 def test_nobody_goes_around_the_node(node: NodeProcess) -> None:
     """llama-server answers no one on this machine but the node."""
     node.start().until_serving(1)

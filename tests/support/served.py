@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.catalog.golden import GoldenPrompt, parse_golden
 from pipeline.catalog.names import Channel, RunnerClass, Target, Tier, Variant, host_target
 from pipeline.catalog.params import Check
 from pipeline.manifest.evidence import Answer, Evidence
@@ -54,7 +57,22 @@ def make(root: Path, seed: int, *, template: bool = True) -> Made:
     made = project(root, teacher, {"tiny-edge": settings})
     models.save(made.model(Tier.TINY_EDGE), models.llama(), seed=seed, template=template)
     convert(made, Tier.TINY_EDGE)
-    path, prompts = made.gguf(Tier.TINY_EDGE), made.golden()
+    return _answered(root, made.gguf(Tier.TINY_EDGE), made.golden())
+
+
+def ending(root: Path, model: Made) -> Made:
+    """Return the same model with another end token: the second one of its first answer, which then has one."""
+    (first, *_) = model.answers.values()
+    key = b"tokenizer.ggml.eos_token_id" + struct.pack("<I", 4)
+    data = model.gguf.read_bytes()
+    place = data.index(key) + len(key)
+    path = root / "ending.gguf"
+    path.write_bytes(data[:place] + struct.pack("<I", first[1]) + data[place + 4 :])
+    (root / "golden.jsonl").write_bytes(model.golden)
+    return _answered(root, path, parse_golden(model.golden.decode(), "golden.jsonl"))
+
+
+def _answered(root: Path, path: Path, prompts: Sequence[GoldenPrompt]) -> Made:
     with llama.Session(path) as session:
         requests = [Request.of(prompt, session.turn) for prompt in prompts]
     asked = root / "requests.json"

@@ -26,7 +26,7 @@ class Scripted:
     """A server that answers greedy questions from a list, and names its two best choices after any tokens."""
 
     def __init__(self, tokens: Sequence[int], choices: dict[int, float] | None = None) -> None:
-        self.tokens, self.choices, self.asked = list(tokens), choices or {}, []
+        self.tokens, self.choices, self.asked, self.stop = list(tokens), choices or {}, [], "limit"
 
     async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         self.asked.append((path, body))
@@ -37,7 +37,7 @@ class Scripted:
         if "n_probs" in body:
             top = [{"id": i, "logprob": p} for i, p in self.choices.items()]
             return {"tokens": [1], "completion_probabilities": [{"top_logprobs": top}]}
-        return {"tokens": self.tokens}
+        return {"tokens": self.tokens, "stop_type": self.stop}
 
 
 def prompt(name: str = "p", family: str = "f") -> GoldenPrompt:
@@ -95,6 +95,16 @@ def test_the_choices_are_those_after_the_shared_tokens() -> None:
     server = Scripted([7, 8, 5], {5: -1.0, 9: -1.01})
     assert check(server, (7, 8, 9)) is None
     assert server.asked[-1][1]["prompt"] == [111, 7, 8]
+
+
+def test_the_end_token_is_no_part_of_an_answer() -> None:
+    """What ends by an end token is compared without it; ending too early may be a near tie."""
+    server = Scripted([7, 8, 2])
+    server.stop = "eos"
+    assert check(server, (7, 8)) is None
+    server.choices = {2: -1.0, 9: -1.04}
+    assert check(server, (7, 8, 9)) is None
+    assert check(server, (7, 8, 9), largest=0.01) is not None
 
 
 def test_without_evidence_the_answer_is_no() -> None:
@@ -155,4 +165,4 @@ def test_ties_stand_where_answers_part(answer: tuple[int, ...], answers: tuple[t
         at = len(tie.shared)
         assert tie.shared == answer[:at]
         assert any(expected[: at + 1] == (*tie.shared, tie.expected) for expected in answers)
-        assert answer[at] != tie.expected
+        assert answer[at : at + 1] != (tie.expected,)

@@ -68,8 +68,9 @@ def ties(question: Question, answer: Sequence[int]) -> tuple[Tie, ...]:
         return ()
     found = []
     for expected in question.answers:
-        at = next((i for i, (a, b) in enumerate(zip(answer, expected, strict=False)) if a != b), None)
-        if at is not None:  # where one goes on behind the other's end, no second choice tells
+        pairs = enumerate(zip(answer, expected, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), len(answer))
+        if at < len(expected):  # behind its end nothing is expected that could be a second choice
             found.append(Tie(expected[:at], expected[at]))
     return tuple(found)
 
@@ -123,7 +124,9 @@ async def _greedy(engine: Asks, ids: Sequence[int], count: int, **more: int) -> 
         "cache_prompt": False, **more,
     }  # fmt: skip
     found = await engine.post("/completion", body)
-    return {**found, "tokens": _ids(found.get("tokens"), "/completion")}
+    tokens = _ids(found.get("tokens"), "/completion")
+    # llama-server counts the end token as generated, evidence does not.
+    return {**found, "tokens": tokens[:-1] if found.get("stop_type") == "eos" else tokens}
 
 
 async def _choices(engine: Asks, ids: Sequence[int]) -> list[Mapping[str, Any]]:
