@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -335,6 +336,18 @@ def serial(node: NodeProcess, context: ssl.SSLContext) -> object:
         context.wrap_socket(plain, server_hostname="localhost") as connection,
     ):
         return (connection.getpeercert() or {})["serialNumber"]
+
+
+def test_a_release_past_its_time_is_served_no_longer(node: NodeProcess, tmp_path: Path, one: Made, two: Made) -> None:
+    """When the release expires the node gives it no further requests; a newer one is taken."""
+    node.shop = served.shop(tmp_path / "short")
+    node.shop.publish(1, one, valid=timedelta(seconds=15))
+    node.start()
+    status = node.until(lambda s: s.state is State.FAILED)
+    assert "expired" in str(status.reason)
+    assert node.ask("POST", "/completion", {"prompt": "a"})[0] == 503
+    node.shop.publish(2, two)
+    assert node.until_serving(2).reason is None
 
 
 def test_a_port_that_is_taken_is_told_of(node: NodeProcess) -> None:

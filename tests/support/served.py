@@ -7,7 +7,7 @@ import shutil
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from pipeline.stages.golden import Request, Requests
 from pipeline.toolchain import runtime
 from tests.support import evidence, models
 from tests.support.projects import gguf_tier, project
-from tests.support.releases import LINE, Publisher
+from tests.support.releases import LINE, NOW, Publisher
 
 SETTINGS = Check(context=256)
 _DISTILL = {"layers": [0, 1], "ffn": 512, "steps": 1, "batch": 1, "learning_rate": 0.1}
@@ -101,13 +101,20 @@ class Shop:
         return path
 
     def publish(
-        self, version: int, model: Made, *, answers: dict[str, list[int]] | None = None, server: bytes | None = None
+        self,
+        version: int,
+        model: Made,
+        *,
+        answers: dict[str, list[int]] | None = None,
+        server: bytes | None = None,
+        valid: timedelta = timedelta(days=1),
     ) -> None:
         """Publish a release and point the channel dev to it.
 
         Args:
             answers: what the evidence says, where that is not what the model answers.
             server: other bytes in place of llama-server.
+            valid: how long it may be used, from now on.
         """
         said = [Answer(id=i, tokens=t, passed=True) for i, t in (answers or model.answers).items()]
         proven = evidence.evidence(Variant.parse(VARIANT), runner=RunnerClass.HOST).model_copy(
@@ -121,9 +128,9 @@ class Shop:
             f"{VARIANT}/recipe.json": b"{}",
             f"runtime-{here()}/llama-server": program.read_bytes() if server is None else server,
         }
-        folder = self.root / f"release-{version}"
+        folder, days = self.root / f"release-{version}", (datetime.now(UTC) - NOW + valid) / timedelta(days=1)
         release = self.publisher.release(
-            folder, version, files=files, valid_days=3650, mutate=lambda document: _prove(document, proven, measured)
+            folder, version, files=files, valid_days=days, mutate=lambda document: _prove(document, proven, measured)
         )
         publish(
             FolderStore(self.registry), release, channel=Channel.DEV, signer=self.publisher.sign,

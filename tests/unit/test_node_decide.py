@@ -100,6 +100,19 @@ def after(state: NodeState, *found: Event, policy: Policy = POLICY) -> NodeState
     return state
 
 
+def test_a_release_past_its_time_gets_no_further_requests() -> None:
+    """A ready server drains, one that is coming is stopped, and neither is started again; saying it twice is once."""
+    serving = after(SERVING, events.Expired(ONE, "it expired"), events.Expired(ONE, "it expired"))
+    assert (serving.ready, serving.refusals) == (None, 1)
+    assert list(decide(serving, NOW, POLICY)) == [Stop(1)]
+    gone = after(serving, events.Exited(1, "ended"))
+    assert list(decide(gone, NOW, POLICY)) == []
+    assert report.standing(gone) == (State.FAILED, "release 1 is refused: it expired")
+    coming = after(kept(ONE, child(ONE, Phase.PROBING)), events.Expired(ONE, "it expired"), events.AnsweredRight(1))
+    assert coming.ready is None
+    assert list(decide(coming, NOW, POLICY)) == [Stop(1)]
+
+
 def test_a_right_answer_switches_and_a_wrong_one_refuses() -> None:
     """Right: the new server is ready and the old one drains. Wrong: the old one stays, the release is refused."""
     both = kept(ONE, child(ONE, Phase.READY), child(TWO, Phase.PROBING, 2), offered=TWO, channel=TWO)
@@ -182,6 +195,7 @@ class World:
             self.follow(action)
         served = before.ready
         if served is not None and self.policy.beside and not before.ending:
+            assert served.pin.digest not in self.state.refused
             assert self.state.ready == served, "a ready server is never taken away before another one is ready"
         assert not {*asked} & {*decide(self.state, self.now, self.policy)}, "nothing is asked for twice"
 
@@ -239,6 +253,9 @@ def test_whatever_happens(data: st.DataObject, beside: bool) -> None:
             choices.append(st.builds(events.Offered, PINS))
         if numbers:
             choices.append(st.builds(events.Exited, st.sampled_from(numbers), st.just("crash")))
+        if numbers:
+            pins = [c.pin for c in world.state.children]
+            choices.append(st.builds(events.Expired, st.sampled_from(pins), st.just("expired")))
         if probing := [c.number for c in world.state.children if c.phase is Phase.PROBING]:
             choices.append(st.builds(events.AnsweredWrong, st.sampled_from(probing), st.just("wrong")))
         world.now += data.draw(st.sampled_from([0.1, 1.0, 35.0, 700.0]))

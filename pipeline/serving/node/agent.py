@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import aiohttp
@@ -64,6 +65,7 @@ class Agent:
         say: Callable[[str], None],
         sensors: Sensors | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Prepare a node; `run` makes it work.
 
@@ -74,7 +76,7 @@ class Agent:
         self.name, self.state, self.engine_queue = name, NodeState(), None
         self.proxy = Proxy(session, self._target)
         self._releases, self._sizer, self._session, self._policy = releases, sizer, session, policy
-        self._say, self._clock, self._sensors = say, clock, sensors or Sensors()
+        self._say, self._clock, self._wall, self._sensors = say, clock, wall, sensors or Sensors()
         self._servers: dict[int, Running] = {}
         self._held: dict[str, Held] = {}
         self._events: deque[Event] = deque()
@@ -248,6 +250,7 @@ class Agent:
         silent = 0
         while True:
             await self._beside(self._sensors.look, disk=False)
+            self._check_expiry()
             running = self._ready()
             if running is not None:
                 asked = Engine(self._session, running.address)
@@ -258,6 +261,14 @@ class Agent:
                     running.program.kill()
                     silent = 0
             await asyncio.sleep(LOOK_S)
+
+    def _check_expiry(self) -> None:
+        for child in self.state.children:
+            held = self._held.get(child.pin.digest)
+            if held is not None and self._wall() >= held.accepted.manifest.expires:
+                self._post(
+                    events.Expired(child.pin, f"it expired on {held.accepted.manifest.expires:%Y-%m-%d %H:%M} UTC")
+                )
 
     def _is(self, number: int, phase: Phase) -> bool:
         child = self.state.child(number)

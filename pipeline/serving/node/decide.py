@@ -5,6 +5,7 @@ Rules, each of which a test states:
 - a new release is started beside the old one, which serves until the new one gave the golden answers, then drains;
 - where two do not fit, the old one drains first, and comes back if the new one fails;
 - a release that answers wrong, or does not start in a few attempts, is refused: this process does not try it again;
+- a release past its time gets no further requests;
 - a server that ends by itself is started again, after a pause that doubles;
 - the disk leads to a release only after it answered right.
 """
@@ -128,7 +129,7 @@ def _server(state: NodeState, child: Child, now: float, policy: Policy) -> Itera
 
 def _coming(state: NodeState, child: Child, waited: float, policy: Policy) -> Iterator[Action]:
     patience = policy.probe_s if child.phase is Phase.PROBING else policy.load_s
-    if state.ending or child.pin not in {state.kept, state.offered}:
+    if state.ending or child.pin not in {state.kept, state.offered} or child.pin.digest in state.refused:
         yield Stop(child.number)
     elif waited >= patience:
         yield Stop(child.number, f"it was not done {child.phase} after {patience:.0f} s")

@@ -79,11 +79,31 @@ class NotStored:
 
 
 @dataclass(frozen=True)
+class Expired:
+    """A release is past the time until which its signer allows it."""
+
+    pin: Pin
+    reason: str
+
+
+@dataclass(frozen=True)
 class EndAsked:
     """Somebody wants the node to end."""
 
 
-Event = Found | Offered | NotFollowed | Loaded | AnsweredRight | AnsweredWrong | Exited | Stored | NotStored | EndAsked
+Event = (
+    Found
+    | Offered
+    | NotFollowed
+    | Loaded
+    | AnsweredRight
+    | AnsweredWrong
+    | Exited
+    | Stored
+    | NotStored
+    | Expired
+    | EndAsked
+)
 
 
 def happened(state: NodeState, event: Event, now: float, policy: Policy) -> NodeState:  # noqa: PLR0911 - a table
@@ -108,6 +128,8 @@ def happened(state: NodeState, event: Event, now: float, policy: Policy) -> Node
             return replace(state, stored=pin, storing=False, disk=None)
         case NotStored(reason):
             return replace(state, storing=False, disk=reason)
+        case Expired(pin, reason):
+            return _expired(state, pin, reason, now)
         case EndAsked():
             return replace(state, ending=True)
 
@@ -145,13 +167,23 @@ def _loaded(state: NodeState, child: Child, now: float) -> NodeState:
 
 
 def _right(state: NodeState, child: Child, now: float) -> NodeState:
-    if child.phase is not Phase.PROBING or child.pin not in {state.kept, state.offered}:
+    wanted = child.pin in {state.kept, state.offered} and child.pin.digest not in state.refused
+    if child.phase is not Phase.PROBING or not wanted:
         return state
     for other in state.children:
         if other.phase is Phase.READY:
             state = state.moved(other.number, Phase.DRAINING, now)
     offered = None if state.offered == child.pin else state.offered
     return replace(state.moved(child.number, Phase.READY, now), kept=child.pin, offered=offered)
+
+
+def _expired(state: NodeState, pin: Pin, reason: str, now: float) -> NodeState:
+    if pin.digest in state.refused:
+        return state
+    ready = state.ready
+    if ready is not None and ready.pin == pin:
+        state = state.moved(ready.number, Phase.DRAINING, now)
+    return refuse(state, pin, reason)
 
 
 def _wrong(state: NodeState, child: Child, reason: str, now: float) -> NodeState:
