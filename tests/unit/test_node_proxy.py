@@ -17,7 +17,7 @@ from pipeline.errors import CatalogError, ToolError
 from pipeline.serving.node import listen
 from pipeline.serving.node.app import App
 from pipeline.serving.node.engine import Address
-from pipeline.serving.node.proxy import GENERATING, MAX_BODY, PATHS, Proxy, Target
+from pipeline.serving.node.proxy import GENERATING, MAX_BODY, MOST_OPEN, PATHS, Proxy, Target
 from pipeline.serving.node.state import NodeState
 from pipeline.serving.status import Pool, ServerStatus, State
 
@@ -238,6 +238,28 @@ def test_what_does_not_belong_here_is_refused() -> None:
                 text = await answer.text()
             assert 'edge_node_state{state="starting"} 1.0' in text
             assert "edge_node_cpu_ratio" not in text  # it was not measured
+
+    asyncio.run(go())
+
+
+def test_only_so_many_requests_are_open_at_once() -> None:
+    """One more than a server can bear is refused at once, and let in when another one is done."""
+    go_on = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        await go_on.wait()
+        return web.Response(text="done")
+
+    async def go() -> None:
+        async with bench(handler) as b:
+            open_ = [asyncio.create_task(b.post("/completion")) for _ in range(3)]
+            await until(lambda: b.proxy.in_flight[3] == 3)
+            b.proxy.in_flight[3] += MOST_OPEN - 3
+            assert (await b.post("/completion"))[0] == 503
+            b.proxy.in_flight[3] -= MOST_OPEN - 3
+            go_on.set()
+            assert [(await work)[0] for work in open_] == [200] * 3
+            assert (await b.post("/completion"))[0] == 200
 
     asyncio.run(go())
 

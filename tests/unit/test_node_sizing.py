@@ -31,8 +31,8 @@ SEVEN_B = Model(
     ("model", "memory", "cores", "asked", "wanted"),
     [
         pytest.param(ONE_B, 8 * GIB, 4, Asked(), (3, 8192, 4, True), id="1B on a Pi 5 with 8 GB"),
-        pytest.param(ONE_B, 4 * GIB, 4, Asked(), (1, 4096, 4, True), id="1B on a Pi 5 with 4 GB"),
-        pytest.param(ONE_B, 2 * GIB, 4, Asked(), (1, 4096, 4, False), id="1B with 2 GB: no room for two"),
+        pytest.param(ONE_B, 4 * GIB, 4, Asked(), (2, 2048, 4, True), id="1B on a Pi 5 with 4 GB"),
+        pytest.param(ONE_B, 2 * GIB, 4, Asked(), (2, 2048, 4, False), id="1B with 2 GB: no room for two"),
         pytest.param(SEVEN_B, 8 * GIB, 4, Asked(), (1, 4096, 4, False), id="7B on a Pi 5 with 8 GB: no room for two"),
         pytest.param(SEVEN_B, 64 * GIB, 32, Asked(), (8, 8192, 32, True), id="a server: not more than eight slots"),
         pytest.param(ONE_B, 8 * GIB, 4, Asked(slots=2, context=1000, threads=3), (2, 1024, 3, True), id="as asked"),

@@ -19,11 +19,10 @@ import aiohttp
 from pipeline.errors import ToolError
 from pipeline.ports import beside
 from pipeline.ports.beside import Program
-from pipeline.serving.node.sizing import BATCH, Sizing
+from pipeline.serving.node.sizing import BATCH, PROMPT_CACHE, Sizing
 
 HOST = "127.0.0.1"
 KEY_VARIABLE = "LLAMA_API_KEY"
-_CACHE_MIB = 256  # of prompts that left their slots; llama-server's own default is 8 GiB
 _HINT = "the release's programs are for another machine, or this one lacks memory; see its messages"
 
 
@@ -48,7 +47,7 @@ def arguments(server: Path, weights: Path, alias: str, sizing: Sizing, port: int
     return [
         str(server), "--model", str(weights), "--alias", alias, "--host", HOST, "--port", str(port),
         "--parallel", str(sizing.slots), "--ctx-size", str(sizing.slots * sizing.context), "--no-kv-unified",
-        "--threads", str(sizing.threads), "--ubatch-size", str(BATCH), "--cache-ram", str(_CACHE_MIB),
+        "--threads", str(sizing.threads), "--ubatch-size", str(BATCH), "--cache-ram", str(PROMPT_CACHE >> 20),
         "--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off", "--fit", "off",
         "--metrics", "--no-ui", "--offline", "--log-verbosity", "2",
     ]  # fmt: skip

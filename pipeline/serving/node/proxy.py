@@ -1,9 +1,9 @@
 """From the node's port to the server that is ready: a raw ASGI reverse proxy.
 
 Rules: bodies pass in pieces, nothing is collected; a client that hangs up ends its request at the server; only the
-paths that answer are passed on, by their exact names; headers of one hop, and whoever's credentials, end here. A server
-that fails before its answer began is a 502 in OpenAI's shape; one that fails within an answer breaks it off, so that
-nobody takes half an answer for a whole one.
+paths that answer are passed on, by their exact names, and only so many requests at once; headers of one hop, and
+whoever's credentials, end here. A server that fails before its answer began is a 502 in OpenAI's shape; one that fails
+within an answer breaks it off, so that nobody takes half an answer for a whole one.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ OTHERS = frozenset(
 PATHS = GENERATING | OTHERS
 METHODS = frozenset({"GET", "POST"})
 MAX_BODY = 8 << 20  # bytes
+MOST_OPEN = 256  # requests; each takes llama-server a thread
 MODEL_HEADER = b"x-edge-release-model"
 _ONE_HOP = frozenset(
     {
@@ -81,6 +82,9 @@ class Proxy:
             return
         if scope["method"] not in METHODS:
             await refuse(send, 405, "use GET or POST")
+            return
+        if self.in_flight[target.number] >= MOST_OPEN:
+            await refuse(send, 503, "too many requests are open", headers=[(b"retry-after", b"1")])
             return
         generates = scope["path"] in GENERATING
         self.in_flight[target.number] += 1

@@ -5,8 +5,9 @@ half of the memory is planned for each; where that leaves too short a context, t
 takes over only after the old one stopped (`beside` is false).
 
 Bytes of a server: its weights; f32 keys and values of each token of each slot; the scores of one batch, because flash
-attention is off (https://github.com/ggml-org/llama.cpp/blob/master/src/llama-graph.cpp, `build_attn_mha`); and what the
-checks measured on top of the weights, the peak resident bytes of the process that decoded the golden prompts.
+attention is off (https://github.com/ggml-org/llama.cpp/blob/master/src/llama-graph.cpp, `build_attn_mha`); prompts that
+are kept for later; and what the checks measured on top of the weights, the peak resident bytes of the process that
+decoded the golden prompts.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ LONGEST = 8192  # tokens a slot, unless more is asked for
 ENOUGH = 1024  # tokens a slot below which two servers at once are not worth it
 MOST_SLOTS = 8
 LEAST_WORK = 64 << 20  # bytes
+PROMPT_CACHE = 128 << 20  # bytes of prompts that left their slots; llama-server's own default is 8 GiB
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _rounded(tokens: int) -> int:
 
 
 def _fixed(model: Model, context: int) -> int:
-    return model.weights + model.work + context * model.scores_per_token
+    return model.weights + model.work + PROMPT_CACHE + context * model.scores_per_token
 
 
 def _work(entry: VariantEntry, weights: int, per_token: int) -> int:
