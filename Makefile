@@ -94,7 +94,7 @@ train-demo: $(VENV)/.ready ## train the demo teacher again (long) and write its 
 	@edge-release train-demo --out models/demo
 
 lock: ## resolve requirements/*.in into pinned, hashed requirements/*.txt
-	@for f in all build base; do uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header \
+	@for f in all build serve base; do uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header \
 		--python-version 3.11 $$(test $$f = all || echo --constraint requirements/all.txt) \
 		requirements/$$f.in --output-file requirements/$$f.txt || exit; done
 

@@ -77,6 +77,19 @@ def add_consumer_options(parser: argparse.ArgumentParser) -> None:
     add_json_option(parser)
 
 
+def add_evidence_option(parser: argparse.ArgumentParser) -> None:
+    """Add --require-evidence."""
+    parser.add_argument(
+        "--require-evidence",
+        type=RunnerClass,
+        choices=list(RunnerClass),
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help=f"refuse what has no passing signed evidence from this runner class: {', '.join(RunnerClass)}",
+    )
+
+
 @dataclass(frozen=True)
 class Access:
     """What one command's flags lead to."""

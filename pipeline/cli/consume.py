@@ -6,9 +6,9 @@ import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.catalog.names import VARIANTS, Channel, RunnerClass, Target, Variant
+from pipeline.catalog.names import VARIANTS, Channel, Target, Variant
 from pipeline.cli import output
-from pipeline.cli.access import Access, add_consumer_options
+from pipeline.cli.access import Access, add_consumer_options, add_evidence_option
 from pipeline.cli.command import Commands, add
 from pipeline.errors import CatalogError
 from pipeline.manifest import proof
@@ -33,7 +33,7 @@ def add_commands(commands: Commands) -> None:
         "verify --channel stable --require-evidence pi5",
         "verify models/current",
     )
-    _evidence_option(verifying)
+    add_evidence_option(verifying)
     verifying.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="a folder that was pulled")
     add_consumer_options(verifying)
     show = add(
@@ -61,20 +61,8 @@ def add_commands(commands: Commands) -> None:
     pulling.add_argument(
         "--into", type=Path, required=True, metavar="DIR", help="folder; the active one is DIR/current"
     )
-    _evidence_option(pulling)
+    add_evidence_option(pulling)
     add_consumer_options(pulling)
-
-
-def _evidence_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--require-evidence",
-        type=RunnerClass,
-        choices=list(RunnerClass),
-        action="append",
-        default=[],
-        metavar="CLASS",
-        help=f"refuse what has no passing signed evidence from this runner class: {', '.join(RunnerClass)}",
-    )
 
 
 def _require_evidence(access: Access, accepted: Accepted, variant: str | None = None) -> None:

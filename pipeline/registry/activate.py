@@ -44,9 +44,9 @@ def kept(versions: int) -> list[str]:
     return sorted(filter(_VERSION.fullmatch, os.listdir(versions)), key=int, reverse=True)
 
 
-def prune(root: int, versions: int) -> None:
-    """Remove the versions that neither link names, and what interrupted pulls left."""
-    named = {active(root, CURRENT), active(root, PREVIOUS)}
+def prune(root: int, versions: int, besides: str | None = None) -> None:
+    """Remove the versions that neither link names, but the one `besides`, and what interrupted pulls left."""
+    named = {active(root, CURRENT), active(root, PREVIOUS), besides}
     for name in os.listdir(versions):
         if name.startswith(beneath.TEMPORARY) or (_VERSION.fullmatch(name) and name not in named):
             beneath.remove(versions, name)

@@ -5,6 +5,8 @@
     INTO/previous               link to the version before
     INTO/.partial/<digest>      a file on its way; a later pull goes on from there
 
+`stage` brings a version and `use` activates it; `pull` does both.
+
 Rules: `current` changes only after every byte of the new version was checked; what is on disk already is checked again
 and linked instead of fetched; no more bytes are written than the manifest says; links below INTO are never written
 through. Whatever interrupts this, repeating it finishes the job.
@@ -65,6 +67,24 @@ def pull(
         StageError: the disk is full, or the folder cannot be written.
         ConflictError: another pull into this folder is running.
     """
+    folder = stage(store, accepted, variant, into, progress, free=free)
+    use(into, accepted.manifest.release.version)
+    return folder
+
+
+def stage(
+    store: Store,
+    accepted: Accepted,
+    variant: str,
+    into: Path,
+    progress: Progress = silent,
+    *,
+    free: Callable[[Path], int] = free_bytes,
+) -> Path:
+    """Bring a variant or runtime into `into` beside the active version, and return its version's folder.
+
+    It stays until another one is brought, or for good once `use` activated it. Raises as `pull`.
+    """
     entry = _entry(accepted, variant)
     version = str(accepted.manifest.release.version)
     with (
@@ -76,10 +96,23 @@ def pull(
         job = _Job(store, accepted, entry, versions, partial, Meter(progress, sum(f.size for f in entry.files)))
         if not job.is_done(version):
             job.build(version, free(into))
-        activate.activate(root, version)
-        activate.prune(root, versions)
+        activate.prune(root, versions, besides=version)
         _empty(partial)
     return into / activate.VERSIONS / version
+
+
+def use(into: Path, version: int) -> None:
+    """Activate a version that `stage` brought, in one rename.
+
+    Raises:
+        StageError: it is not there, or the folder cannot be written.
+        ConflictError: another pull into this folder is running.
+    """
+    with _explained(into), _locked(into) as root, beneath.folder(root, activate.VERSIONS) as versions:
+        if str(version) not in activate.kept(versions):
+            raise StageError(f"{into} holds no version {version}", hint="pull it again")
+        activate.activate(root, str(version))
+        activate.prune(root, versions)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class State(StrEnum):
 
 
 class Served(Record):
-    """What is loaded: variant, digest of its model file (of large, that of `shards.json`), and its release."""
+    """What is loaded: the variant, its release, and its model file's digest (a GGUF's; of large, `shards.json`'s)."""
 
     variant: str
     model_sha256: Sha256

@@ -88,7 +88,7 @@ class Publisher:
         rows: int = 8,
         channels: tuple[Channel, ...] = ALL,
         passed: bool = True,
-        valid_days: int = 30,
+        valid_days: float = 30,
         files: dict[str, bytes] | None = None,
         mutate: Mutation | None = None,
     ) -> SignedRelease:

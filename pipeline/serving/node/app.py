@@ -1,0 +1,61 @@
+"""What the node answers: `/status`, `/healthz`, `/readyz`, `/metrics` itself, the model's paths through the proxy."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pipeline.serving.node import metrics
+from pipeline.serving.node.proxy import PATHS, Proxy, Receive, Scope, Send, answer, refuse
+from pipeline.serving.node.state import NodeState
+from pipeline.serving.status import STATUS_PATH, ServerStatus, State
+
+_JSON, _TEXT = b"application/json", b"text/plain; charset=utf-8"
+
+
+class Node(Protocol):
+    """What is told of."""
+
+    state: NodeState
+    engine_queue: tuple[int, int] | None
+
+    def status(self) -> ServerStatus:
+        """Return the node's status."""
+        ...
+
+
+class App:
+    """The ASGI application."""
+
+    def __init__(self, node: Node, proxy: Proxy) -> None:
+        """Answer for a node, and pass on through its proxy."""
+        self._node, self._proxy = node, proxy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path = scope["path"]
+        if path in PATHS:
+            await self._proxy(scope, receive, send)
+        elif scope["method"] not in {"GET", "HEAD"}:
+            await refuse(send, 405 if path in _OWN else 404, f"there is no {scope['method']} {path[:80]} here")
+        elif path == STATUS_PATH:
+            await answer(send, 200, self._node.status().model_dump_json().encode(), _JSON)
+        elif path == "/healthz":
+            await answer(send, 200, b"ok\n", _TEXT)
+        elif path == "/readyz":
+            await self._ready(send)
+        elif path == "/metrics":
+            text = metrics.text(self._node.state, self._node.status(), self._node.engine_queue)
+            await answer(send, 200, text, metrics.CONTENT_TYPE)
+        else:
+            await refuse(send, 404, f"there is no {path[:80]} here")
+
+    async def _ready(self, send: Send) -> None:
+        status = self._node.status()
+        if status.state is State.READY:
+            await answer(send, 200, b"ready\n", _TEXT)
+        else:
+            await answer(send, 503, f"{status.state}: {status.reason or 'wait'}\n".encode(), _TEXT)
+
+
+_OWN = frozenset({STATUS_PATH, "/healthz", "/readyz", "/metrics"})
