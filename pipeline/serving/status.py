@@ -34,7 +34,7 @@ class State(StrEnum):
 
 
 class Served(Record):
-    """What is loaded: the variant, the digest of its model file (GGUF; of large, that of `shards.json`), its release."""
+    """What is loaded: the variant, the digest of its model file (GGUF; of large, `shards.json`), its release."""
 
     variant: str
     model_sha256: Sha256
