@@ -146,6 +146,7 @@ class Upstream:
     calls: list[Call] = field(default_factory=list)
     left: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
+    frozen: bool = False
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
@@ -178,6 +179,8 @@ class Upstream:
             headers[name.lower()] = value.strip()
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         call = Call(path, headers, json.loads(body or b"{}"), writer, reader)
+        if self.frozen:
+            await asyncio.sleep(3600)
         if path == "/status":
             await call.reply(200, self._status())
             return

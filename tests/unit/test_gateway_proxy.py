@@ -147,6 +147,21 @@ def test_the_only_server_is_asked_again(tmp_path: Path) -> None:
     play(tmp_path, scenario, edge={"pi": behave})
 
 
+@pytest.mark.parametrize("stream", [pytest.param(False, id="whole"), pytest.param(True, id="streamed")])
+def test_what_waits_for_a_server_that_falls_silent_goes_elsewhere(tmp_path: Path, stream: bool) -> None:
+    """A frozen server answers nothing, its state neither: who waits for it is answered by another one."""
+
+    async def scenario(at: Running) -> None:
+        asking = asyncio.ensure_future(at.ask(chat(stream=stream)))
+        await at.until(lambda: bool(at.servers["pi"].calls))
+        at.servers["pi"].frozen = True
+        reply = await asking
+        assert (reply.headers["x-edge-endpoint"], reply.headers["x-edge-reason"]) == ("gpu", "retry")
+
+    limits = {"connect_s": 0.1, "first_s": 60.0}
+    play(tmp_path, scenario, edge={"pi": hangs}, nvlink={"gpu": says("large")}, limits=limits)
+
+
 def test_when_all_fail_the_client_is_told(tmp_path: Path) -> None:
     """After the last attempt the error has OpenAI's shape, and says when to try again."""
 

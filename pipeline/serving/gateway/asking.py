@@ -7,7 +7,8 @@ is called off says nothing of the endpoint; whoever gets the answer closes it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.serving.decision import Choice
@@ -56,7 +57,8 @@ class Asking:
         queued = member.in_flight >= max(member.status.slots if member.status else 1, 1)
         member.began(began)
         try:
-            found, block, broken = await self._ask(member.entry.base + path, body, headers, stream)
+            with _watched(member):
+                found, block, broken = await self._ask(member.entry.base + path, body, headers, stream)
         except BaseException as e:
             member.ended()
             self._note(member, e)
@@ -92,6 +94,24 @@ class Asking:
             member.failed(self.clock())
         else:
             member.released()
+
+
+@contextmanager
+def _watched(member: Member) -> Iterator[None]:
+    """End what waits for an endpoint when that falls silent; raises UpstreamError then."""
+    task = asyncio.current_task()
+    assert task is not None, "attempts are tasks"
+    member.attempts.add(task)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if task not in member.lost:
+            raise
+        task.uncancel()
+        raise UpstreamError(Fault.TIMEOUT, "it fell silent") from None
+    finally:
+        member.attempts.discard(task)
+        member.lost.discard(task)
 
 
 def events(block: bytes) -> tuple[bytes, bool]:

@@ -6,6 +6,7 @@ Times in seconds are an argument.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -20,7 +21,11 @@ _WEIGHT = 0.2  # of the newest measurement in a mean
 
 @dataclass
 class Member:
-    """The changing side of one endpoint; `changed` says that its part of the snapshot is out of date."""
+    """The changing side of one endpoint.
+
+    `changed` says that its part of the snapshot is out of date; `attempts` are tasks that wait for it to begin an
+    answer, `lost` those of them that were ended because it fell silent.
+    """
 
     entry: EndpointEntry
     breaker: Breaker
@@ -32,6 +37,8 @@ class Member:
     service_ms: float | None = None
     token_ms: float | None = None
     changed: bool = True
+    attempts: set[asyncio.Task[object]] = field(default_factory=set)
+    lost: set[asyncio.Task[object]] = field(default_factory=set)
 
     @classmethod
     def of(cls, entry: EndpointEntry, effort: Effort, flights: dict[str, int]) -> Member:
@@ -62,8 +69,12 @@ class Member:
             self.status, self.problem = None, f"it says it is in the pool {status.pool}"
 
     def silent(self, problem: str) -> None:
-        """Take note of a look that failed."""
+        """Take note of a look that failed; attempts that wait for an endpoint that is gone end."""
         self.missed, self.changed, self.problem = self.missed + 1, True, problem
+        if self.missed >= MISSED:
+            for task in self.attempts - self.lost:
+                self.lost.add(task)
+                task.cancel()
 
     def began(self, now: float) -> None:
         """Take note of a request that is sent to it."""
