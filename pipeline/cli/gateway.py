@@ -80,11 +80,10 @@ def _gateway(args: argparse.Namespace) -> None:
         callers=callers,
         tracing=_tracing(args),
         write=(lambda _: None) if args.quiet else sys.stdout.write,
+        flush=sys.stdout.flush,
         clock=time.monotonic,
         new_id=lambda: f"{random.getrandbits(96):024x}",
     )
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)
     output.note(f"gateway: http://{args.host}:{args.port} (docs at /docs, metrics at /metrics)")
     server.serve(Gateway(parts), args.host, args.port)
 

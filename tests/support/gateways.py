@@ -150,6 +150,7 @@ async def running(
         callers=Callers(keys, time.monotonic),
         tracing=tracing or Off(),
         write=lambda line: lines.append(json.loads(line)),
+        flush=lambda: None,
         clock=time.monotonic,
         new_id=lambda: f"r{next(numbers)}",
     )

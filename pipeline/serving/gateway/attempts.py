@@ -54,64 +54,96 @@ async def first(
     Raises:
         UpstreamError: the last failure, when every attempt failed.
     """
-    race = _Race(choices, attempt, attempts)
+    race, won = _Race(choices, attempt, attempts), None
     try:
-        return await race.run(hedge)
+        won = await race.run(hedge)
+        return won
     finally:
-        race.end()
+        race.end(won)
 
 
 class _Race(Generic[A]):
+    """The first attempt runs in the caller's own task, for a task of its own costs as much as a decision."""
+
     def __init__(self, choices: Sequence[Choice], attempt: Callable[[Choice], Awaitable[A]], attempts: int) -> None:
+        owner = asyncio.current_task()
+        assert owner is not None, "requests are handled in tasks"
+        self._owner = owner
         self._choices = choices
         self._attempt = attempt
         self._most = attempts
         self._begun = 0
         self._failures = 0
-        self._running: dict[asyncio.Future[A], tuple[Choice, Reason | None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._second: asyncio.Future[A] | None = None
+        self._second_choice = choices[0]
+        self._beaten = False
+        self._settled = False
 
     async def run(self, hedge: Hedge | None) -> Won[A]:
-        self._begin(None)
+        if hedge is not None and min(len(self._choices), self._most) > 1:
+            self._timer = asyncio.get_running_loop().call_later(hedge.delay_s, self._hedge, hedge)
+        why: Reason | None = None
         while True:
-            waits = hedge.delay_s if hedge and len(self._running) == 1 else None
-            done, _ = await asyncio.wait(self._running, timeout=waits, return_when=asyncio.FIRST_COMPLETED)
-            if not done and hedge and self._may_hedge() and hedge.spend():
-                self._begin(Reason.HEDGE)
-            if not done:
-                hedge = None
-                continue
-            for task in done:
-                choice, why = self._running.pop(task)
-                error = task.exception()
-                if error is None:
-                    return Won(task.result(), choice, why, self._failures)
-                await self._failed(error)
+            choice = self._next()
+            try:
+                return Won(await self._attempt(choice), choice, why, self._failures)
+            except asyncio.CancelledError:
+                if not self._beaten or self._second is None:
+                    raise
+                self._owner.uncancel()
+                return Won(self._second.result(), self._second_choice, Reason.HEDGE, self._failures)
+            except UpstreamError as e:
+                if (found := await self._failed(e)) is not None:
+                    return found
+            why = Reason.RETRY
 
-    async def _failed(self, error: BaseException) -> None:
+    async def _failed(self, error: UpstreamError) -> Won[A] | None:
+        """Return what the second endpoint answers, if it was asked; None where another attempt may follow."""
         self._failures += 1
-        if not isinstance(error, UpstreamError):
-            raise error
-        if self._running:
-            return
+        second = self._stop_hedging()
+        if second is not None:
+            try:
+                return Won(await second, self._second_choice, Reason.HEDGE, self._failures)
+            except UpstreamError as e:
+                self._failures, error = self._failures + 1, e
         if self._begun >= self._most:
             raise error
         if self._begun >= len(self._choices):
             await asyncio.sleep(PAUSE_S)
-        self._begin(Reason.RETRY)
+        return None
 
-    def _may_hedge(self) -> bool:
-        return self._begun < min(len(self._choices), self._most)
-
-    def _begin(self, why: Reason | None) -> None:
+    def _next(self) -> Choice:
         choice = self._choices[self._begun % len(self._choices)]
         self._begun += 1
-        self._running[asyncio.ensure_future(self._attempt(choice))] = choice, why
+        return choice
 
-    def end(self) -> None:
+    def _hedge(self, hedge: Hedge) -> None:
+        if not self._settled and hedge.spend():
+            self._second_choice = self._next()
+            self._second = asyncio.ensure_future(self._attempt(self._second_choice))
+            self._second.add_done_callback(self._faster)
+
+    def _faster(self, second: asyncio.Future[A]) -> None:
+        if self._settled or second.cancelled() or second.exception() is not None:
+            return
+        self._beaten = True
+        self._owner.cancel()
+
+    def _stop_hedging(self) -> asyncio.Future[A] | None:
+        """Leave the second attempt, where there is one, to be waited for: it no longer interrupts."""
+        self._settled = True
+        if self._timer is not None:
+            self._timer.cancel()
+        return self._second
+
+    def end(self, won: Won[A] | None) -> None:
         """Call off what still runs; an answer that came at the last moment is closed."""
-        for task in self._running:
-            task.add_done_callback(_discard)
-            task.cancel()
+        second = self._stop_hedging()
+        if second is None or (won is not None and won.why is Reason.HEDGE):
+            return
+        second.add_done_callback(_discard)
+        second.cancel()
 
 
 def _discard(task: asyncio.Future[A]) -> None:

@@ -30,18 +30,23 @@ from pipeline.serving.gateway.upstream import Client
 from pipeline.serving.status import State
 
 _log = logging.getLogger(__name__)
+_FLUSH_S = 0.2  # between two writes of the journal: one for each line would cost more than the line
 _SOON_S = 1.0  # between two looks at the channel while there is no release at all
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a gateway is made of; `clock` gives seconds that never run back, `now` the time of day."""
+    """What a gateway is made of.
+
+    `write` takes lines of the journal, `flush` makes them seen; `clock` gives seconds that never run back.
+    """
 
     settings: Settings
     source: Source
     callers: Callers
     tracing: Tracing
     write: Write
+    flush: Callable[[], object]
     clock: Callable[[], float]
     new_id: Callable[[], str]
     tls: ssl.SSLContext | None = None
@@ -80,6 +85,7 @@ class Gateway:
         self._tasks = [
             asyncio.create_task(self.fleet.watch(self._client, parts.settings.poll_s)),
             asyncio.create_task(self._watch()),
+            asyncio.create_task(self._flush()),
         ]
 
     async def stop(self) -> None:
@@ -89,6 +95,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.close()
         self.parts.tracing.close()
+        self.parts.flush()
 
     def problems(self) -> list[str]:
         """Return why the gateway is not ready; nothing where it is."""
@@ -101,6 +108,11 @@ class Gateway:
 
     def _serves(self, endpoint: Any) -> bool:
         return self.fleet.snapshot().serves(endpoint) is not None
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            self.parts.flush()
 
     async def _watch(self) -> None:
         while True:

@@ -5,10 +5,10 @@ Rules: never a prompt, an answer, a key or an address; writing never fails a req
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+from pydantic_core import to_json
 
 Write = Callable[[str], object]
 
@@ -39,5 +39,5 @@ class Line:
 
     def text(self) -> str:
         """Return the line; what is not known is left out."""
-        found: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        return json.dumps({k: v for k, v in found.items() if v is not None}, separators=(",", ":")) + "\n"
+        found = {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
+        return to_json(found).decode() + "\n"

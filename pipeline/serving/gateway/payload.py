@@ -6,9 +6,10 @@ fields that both llama-server and vLLM know (`continue_final_message`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from pydantic_core import to_json
 
 from pipeline.serving.gateway.ask import Ask, Kind
 from pipeline.serving.gateway.sse import SoFar
@@ -50,4 +51,4 @@ def headers(request_id: str, received: Mapping[bytes, bytes]) -> dict[str, str]:
 
 
 def _encode(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode()
+    return to_json(document)

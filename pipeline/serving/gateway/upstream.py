@@ -80,12 +80,9 @@ class Client:
                 return await _read(answer, limit)
 
     async def whole(self, url: str, body: bytes, headers: Mapping[str, str]) -> Whole:
-        """Ask for a complete answer; raises UpstreamError."""
+        """Ask for a complete answer, for as long as the caller waits; raises UpstreamError."""
         with _translated():
-            async with (
-                asyncio.timeout(self._limits.answer_s),
-                self._session.post(url, data=body, headers=headers, allow_redirects=False) as answer,
-            ):
+            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
                 return _whole(answer.status, await _read(answer, self._limits.answer_bytes))
 
     async def stream(self, url: str, body: bytes, headers: Mapping[str, str]) -> Stream | Whole:
@@ -104,15 +101,25 @@ class Client:
 
 
 class Stream:
-    """The events of one streamed answer, as bytes; close it."""
+    """The events of one streamed answer, as bytes; close it.
+
+    One timer watches a stream instead of one for each event: it counts only the time in which an event is waited for,
+    so that a slow client is not taken for a dead server.
+    """
 
     def __init__(self, answer: aiohttp.ClientResponse, limits: Limits) -> None:
         self._answer = answer
         self._limits = limits
         self._rest = b""
+        self._loop = asyncio.get_running_loop()
+        self._patience_s = limits.first_s
+        self._since: float | None = None
+        self._late = False
+        self._timer = self._loop.call_later(self._patience_s, self._look)
 
     def close(self) -> None:
         """Give the connection back, or cut it where the answer is not at its end: the server then stops decoding."""
+        self._timer.cancel()
         if self._answer.content.at_eof():
             self._answer.release()
         else:
@@ -120,26 +127,42 @@ class Stream:
 
     async def first(self) -> bytes:
         """Return the first events; raises UpstreamError where none comes in time."""
-        return await self._block(self._limits.first_s)
+        found = await self.more()
+        self._patience_s = self._limits.chunk_s
+        return found
 
     async def more(self) -> bytes:
         """Return the next whole events; empty at the stream's end."""
-        return await self._block(self._limits.chunk_s)
+        self._since = self._loop.time()
+        try:
+            with _translated():
+                return await self._block()
+        except UpstreamError as e:
+            if self._late:
+                raise UpstreamError(Fault.TIMEOUT, "no event in time") from e
+            raise
+        finally:
+            self._since = None
 
-    async def _block(self, patience_s: float) -> bytes:
-        with _translated():
-            async with asyncio.timeout(patience_s):
-                while True:
-                    piece = await self._answer.content.readany()
-                    if not piece:
-                        return b""
-                    data = self._rest + piece
-                    end = data.rfind(b"\n\n") + 2
-                    self._rest = data[end:] if end > 1 else data
-                    if len(self._rest) > self._limits.event_bytes:
-                        raise UpstreamError(Fault.OVERSIZED, "an event of a stream is too large")
-                    if end > 1:
-                        return data[:end]
+    async def _block(self) -> bytes:
+        while piece := await self._answer.content.readany():
+            data = self._rest + piece
+            end = data.rfind(b"\n\n") + 2
+            self._rest = data[end:] if end > 1 else data
+            if len(self._rest) > self._limits.event_bytes:
+                raise UpstreamError(Fault.OVERSIZED, "an event of a stream is too large")
+            if end > 1:
+                return data[:end]
+        return b""
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        left = self._patience_s - (now - self._since if self._since is not None else 0.0)
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+            return
+        self._late = True
+        self._answer.close()
 
 
 class _translated:  # noqa: N801 - reads as a verb in `with`
