@@ -55,7 +55,7 @@ async def load(port: int, body: bytes, requests: int, concurrency: int) -> list[
     return sorted(took)
 
 
-def start(root: Path) -> tuple[list[subprocess.Popen[bytes]], int, int]:
+def start(root: Path, *flags: str) -> tuple[list[subprocess.Popen[bytes]], int, int]:
     """Start a static server, a gateway and a bare proxy before it; return the processes and the proxies' ports."""
     scene = Scene(root)
     scene.publish(1, files={f"{LARGE}/shards.json": SHARDS}, valid_days=36500)
@@ -75,7 +75,7 @@ def start(root: Path) -> tuple[list[subprocess.Popen[bytes]], int, int]:
     argv = [
         sys.executable, "-c", "import sys; from pipeline.cli import main; sys.exit(main())", "gateway",
         "--edge", f"http://127.0.0.1:{upstream}", "--registry", str(root / "registry"), "--trust", str(root / "trust.yaml"),
-        "--state", str(root / "state.json"), "--port", str(port),
+        "--state", str(root / "state.json"), "--port", str(port), *flags,
     ]  # fmt: skip
     gateway = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL)
     await_http(f"http://127.0.0.1:{port}/readyz", gateway)

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from pipeline.serving.decision import Hint
@@ -22,6 +22,9 @@ from pipeline.serving.gateway.metrics import CONTENT_TYPE
 from pipeline.serving.gateway.problems import Problem
 
 HOT = {"/v1/chat/completions": Kind.CHAT, "/v1/completions": Kind.COMPLETIONS, "/generate": Kind.GENERATE}
+_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "a completion, or its events", "content": {"application/json": {}, "text/event-stream": {}}}
+}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text, "content": {"application/json": {}}}
     for code, text in {
@@ -105,7 +108,11 @@ def _operating(app: FastAPI, gateway: Gateway) -> None:
         document = {"ready": not problems, "problems": problems, "release": gateway.held.version}
         return JSONResponse(document, 503 if problems else 200)
 
-    @app.get("/metrics", summary="Prometheus's text format")
+    @app.get(
+        "/metrics",
+        summary="Prometheus's text format",
+        response_class=PlainTextResponse,
+    )
     async def metrics() -> Response:
         return Response(gateway.metrics.exposition(), media_type=CONTENT_TYPE)
 
@@ -113,11 +120,11 @@ def _operating(app: FastAPI, gateway: Gateway) -> None:
 def _documented(app: FastAPI) -> None:
     """Add the hot routes for the documentation's sake; `App` answers them before FastAPI sees them."""
 
-    @app.post("/v1/chat/completions", summary="OpenAI's chat completions", responses=_ERRORS)
+    @app.post("/v1/chat/completions", summary="OpenAI's chat completions", responses=_STREAMED | _ERRORS)
     async def chat(_: ChatBody) -> dict[str, Any]:
         raise AssertionError("answered before")
 
-    @app.post("/v1/completions", summary="OpenAI's text completions", responses=_ERRORS)
+    @app.post("/v1/completions", summary="OpenAI's text completions", responses=_STREAMED | _ERRORS)
     async def completions(_: CompletionBody) -> dict[str, Any]:
         raise AssertionError("answered before")
 

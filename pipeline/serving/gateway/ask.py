@@ -38,6 +38,10 @@ class Kind(StrEnum):
     GENERATE = "generate"
 
 
+def _example(**fields: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
@@ -83,6 +87,7 @@ class Message(BaseModel):
 class ChatBody(_OpenAI):
     """`POST /v1/chat/completions`, the fields the gateway looks at."""
 
+    model_config = _example(model="auto", messages=[{"role": "user", "content": "where is the black tea?"}])
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
     max_completion_tokens: Tokens | None = None
 
@@ -90,13 +95,16 @@ class ChatBody(_OpenAI):
 class CompletionBody(_OpenAI):
     """`POST /v1/completions`, the fields the gateway looks at."""
 
+    model_config = _example(model="auto", prompt="where is the black tea?", stream=True)
     prompt: str | list[int] | Annotated[list[str], Field(min_length=1, max_length=64)]
 
 
 class GenerateBody(_Body):
     """`POST /generate`: one prompt, one answer."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = _example(prompt="where is the black tea?", model_hint="auto", max_tokens=24) | ConfigDict(
+        extra="forbid"
+    )
     prompt: str
     model_hint: Annotated[str, Field(max_length=128)] = "auto"
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
