@@ -1,0 +1,54 @@
+"""Requests that wait for a place, interactive ones first.
+
+Rules: the queue is bounded; whoever waited longest in its class is woken first and asks routing again; nobody waits
+longer than it was told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from itertools import count
+
+from pipeline.serving.decision import Priority
+
+_LOOK_S = 0.25  # servers may get room without a request of ours having ended
+_RANK = {Priority.INTERACTIVE: 0, Priority.BATCH: 1}
+
+Ticket = tuple[int, int]
+
+
+class Waiting:
+    """A bounded queue by priority."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._numbers = count()
+        self._heap: list[tuple[Ticket, asyncio.Future[None]]] = []
+
+    def __len__(self) -> int:
+        return sum(not future.done() for _, future in self._heap)
+
+    def ticket(self, priority: Priority) -> Ticket:
+        """Return a place in the order of arrival, which a request keeps while it waits again."""
+        return _RANK[priority], next(self._numbers)
+
+    async def wait(self, ticket: Ticket, patience_s: float) -> bool:
+        """Wait until woken; return whether it makes sense to ask again: not when the queue is full or time is up."""
+        if patience_s <= 0 or len(self) >= self._most:
+            return False
+        future = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._heap, (ticket, future))
+        try:
+            await asyncio.wait_for(future, min(patience_s, _LOOK_S))
+        except TimeoutError:
+            return True
+        return True
+
+    def wake(self) -> None:
+        """Wake the first in the queue."""
+        while self._heap:
+            _, future = heapq.heappop(self._heap)
+            if not future.done():
+                future.set_result(None)
+                return

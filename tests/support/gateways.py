@@ -1,0 +1,168 @@
+"""A gateway in this process between scripted servers on sockets and a client that speaks ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from pipeline.manifest.encoding import sha256
+from pipeline.serving.gateway.app import App
+from pipeline.serving.gateway.callers import Callers
+from pipeline.serving.gateway.gateway import Gateway, Parts
+from pipeline.serving.gateway.settings import EndpointEntry, Settings
+from pipeline.serving.gateway.tracing import Off, Tracing
+from pipeline.serving.status import Pool
+from tests.support.scenes import Scene
+from tests.support.upstreams import Behaviour, Upstream
+
+SHARDS = b"{}"
+TINY, LARGE = "tiny-edge-arm64", "large-x86_64"
+CHAT = "/v1/chat/completions"
+QUICK = {"connect_s": 2.0, "first_s": 2.0, "chunk_s": 2.0, "ready_s": 0.0, "wait_s": 1.0}
+
+
+@dataclass
+class Reply:
+    """What a client got."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def chunks(self) -> list[dict[str, Any]]:
+        """A stream's events, without its end."""
+        found = [line[6:] for line in self.body.decode().split("\n\n") if line.startswith("data: {")]
+        return [json.loads(line) for line in found]
+
+    @property
+    def text(self) -> str:
+        """The text of a streamed chat."""
+        deltas = [c["delta"].get("content") or "" for chunk in self.chunks for c in chunk.get("choices", [])]
+        return "".join(deltas)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.body.endswith(b"data: [DONE]\n\n")
+
+
+def chat(content: str = "hi", **fields: Any) -> dict[str, Any]:
+    """Return a chat's body."""
+    return {"model": "auto", "messages": [{"role": "user", "content": content}], **fields}
+
+
+@dataclass
+class Running:
+    """A started gateway with its servers and journal."""
+
+    app: App
+    gateway: Gateway
+    servers: dict[str, Upstream]
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    async def ask(
+        self,
+        body: Any,
+        path: str = CHAT,
+        headers: dict[str, str] | None = None,
+        *,
+        leave: asyncio.Event | None = None,
+        got: Callable[[bytes], None] = lambda _: None,
+        method: str = "POST",
+    ) -> Reply:
+        """Send one request; a client leaves when `leave` is set."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        scope = {
+            "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"",
+            "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()], "http_version": "1.1",
+            "scheme": "http", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "root_path": "", "asgi": {"version": "3.0"},
+        }  # fmt: skip
+        sent: list[dict[str, Any]] = []
+        given = iter([{"type": "http.request", "body": data, "more_body": False}])
+
+        async def receive() -> dict[str, Any]:
+            for message in given:
+                return message
+            await (leave or asyncio.Event()).wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+            got(message.get("body", b""))
+
+        await self.app(scope, receive, send)
+        start = next((m for m in sent if m["type"] == "http.response.start"), {"status": 0, "headers": []})
+        found = {k.decode(): v.decode() for k, v in start["headers"]}
+        return Reply(start["status"], found, b"".join(m.get("body", b"") for m in sent))
+
+    async def metrics(self) -> dict[str, float]:
+        """Return every sample by its name and labels."""
+        text = (await self.ask(b"", "/metrics", method="GET")).body.decode()
+        rows = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, value in rows}
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds."""
+        async with asyncio.timeout(20):
+            while not holds():
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def running(
+    root: Path,
+    edge: dict[str, Behaviour] | None = None,
+    nvlink: dict[str, Behaviour] | None = None,
+    *,
+    keys: Path | None = None,
+    tracing: Tracing | None = None,
+    status: dict[str, dict[str, Any]] | None = None,
+    **settings: Any,
+) -> AsyncIterator[Running]:
+    """Yield a gateway that has heard of its servers; a server is there for each behaviour."""
+    scene = Scene(root)
+    scene.publish(1, files={f"{LARGE}/shards.json": SHARDS}, valid_days=36500)
+    digest = sha256((root / f"release-1/{TINY}/model.gguf").read_bytes())
+    servers = {n: Upstream(Pool.EDGE, TINY, digest, b) for n, b in (edge or {}).items()}
+    servers |= {n: Upstream(Pool.NVLINK, LARGE, sha256(SHARDS), b) for n, b in (nvlink or {}).items()}
+    for name, server in servers.items():
+        server.status = (status or {}).get(name, {})
+        await server.start()
+    entries = [EndpointEntry(name=n, url=s.url, pool=s.pool) for n, s in servers.items()]
+    usual: dict[str, Any] = {"limits": QUICK, "poll_s": 0.05, "release_s": 0.2}
+    made = Settings.model_validate({**usual, **settings, "endpoints": entries})
+    lines: list[dict[str, Any]] = []
+    numbers = count()
+    parts = Parts(
+        settings=made,
+        source=scene.source,
+        callers=Callers(keys, time.monotonic),
+        tracing=tracing or Off(),
+        write=lambda line: lines.append(json.loads(line)),
+        flush=lambda: None,
+        clock=time.monotonic,
+        new_id=lambda: f"r{next(numbers)}",
+    )
+    parts.callers.reload()
+    gateway = Gateway(parts)
+    app = App(gateway)
+    await gateway.start()
+    found = Running(app, gateway, servers, lines)
+    try:
+        await found.until(lambda: all(m.status is not None and not m.missed for m in gateway.fleet.members.values()))
+        yield found
+    finally:
+        await gateway.stop()
+        for server in servers.values():
+            await server.stop()

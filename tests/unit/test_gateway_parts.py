@@ -1,0 +1,228 @@
+"""The gateway's pure parts: settings, events of a stream, races between attempts, hedging's budget, the queue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import CatalogError
+from pipeline.serving.decision import Choice, Priority, Reason
+from pipeline.serving.gateway import payload, sse
+from pipeline.serving.gateway.ask import Kind, parse
+from pipeline.serving.gateway.attempts import Hedge, first
+from pipeline.serving.gateway.hedging import Hedging
+from pipeline.serving.gateway.problems import Problem
+from pipeline.serving.gateway.queueing import Waiting
+from pipeline.serving.gateway.settings import Effort, Settings, parse_settings, with_endpoints
+from pipeline.serving.gateway.upstream import Fault, UpstreamError
+from pipeline.serving.status import Pool
+from tests.support.upstreams import piece
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("edge", "named"),
+    [
+        pytest.param([], "no endpoint", id="none"),
+        pytest.param(["pi-1:8080"], "address", id="no scheme"),
+        pytest.param(["ftp://pi"], "address", id="another scheme"),
+        pytest.param(["http://pi", "http://pi"], "same name", id="twice"),
+    ],
+)
+def test_endpoints_of_flags_are_checked(edge: list[str], named: str) -> None:
+    """What is no address, or stands twice, is refused before the gateway starts."""
+    with pytest.raises(CatalogError, match=named):
+        with_endpoints(Settings(), edge, [])
+
+
+def test_endpoints_of_flags_join_those_of_the_file() -> None:
+    """A flag's endpoint is named by its host and port."""
+    text = "endpoints: [{name: gpu, url: 'http://gpu:8000/', pool: nvlink}]\nlimits: {in_flight: 9}"
+    found = with_endpoints(parse_settings(text, "f"), ["https://pi-1:8080"], [])
+    assert [(e.name, e.pool, e.base) for e in found.endpoints] == [
+        ("gpu", Pool.NVLINK, "http://gpu:8000"), ("pi-1:8080", Pool.EDGE, "https://pi-1:8080")
+    ]  # fmt: skip
+    assert found.endpoints[0].status_url == "http://gpu:8000/status"
+    assert found.limits.in_flight == 9
+
+
+def test_the_documented_settings_are_read() -> None:
+    """The example in docs/gateway.md is what the parser takes."""
+    text = (ROOT / "docs/gateway.md").read_text(encoding="utf-8")
+    example = text.split("```yaml\n", 1)[1].split("```", 1)[0]
+    assert parse_settings(example, "docs/gateway.md").endpoints
+
+
+texts = st.lists(st.text(max_size=4).filter(bool), max_size=8)
+
+
+@given(texts, st.lists(st.integers(1, 4), max_size=8), st.booleans())
+def test_what_a_client_got_is_read_back(pieces: list[str], sizes: list[int], finished: bool) -> None:
+    """The text of any blocks is that of their pieces, wherever the blocks were cut."""
+    events = [piece(None), *map(piece, pieces), *([piece("", "stop")] if finished else [])]
+    blocks, at = [], 0
+    for size in [*sizes, len(events)]:
+        blocks.append(b"".join(events[at : at + size]))
+        at += size
+    found = sse.so_far(blocks)
+    assert (found.text, found.pieces, found.finished, found.plain) == ("".join(pieces), len(pieces), finished, True)
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_are_some_events(data: bytes) -> None:
+    """Nothing a server sends breaks the reader."""
+    found = sse.so_far([data, b"data: " + data + b"\n\n"])
+    assert isinstance(found.text, str)
+    assert len(sse.healthy(data)) <= len(data) + 2
+    assert sse.continued(data + b"\n\n", found, {"a": 1}) is not None
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param({"choices": [{"index": 1, "delta": {"content": "a"}}]}, id="second choice"),
+        pytest.param({"choices": [{"index": 0, "delta": {"tool_calls": [{}]}}]}, id="tool"),
+        pytest.param({"choices": [{"index": 0, "delta": {"reasoning_content": "hm"}}]}, id="reasoning"),
+    ],
+)
+def test_what_is_no_plain_text_is_not_continued(event: dict[str, Any]) -> None:
+    """Several choices, tools and reasoning cannot be given back as a turn's text."""
+    ask = parse(Kind.CHAT, json.dumps({"model": "auto", "messages": [{"role": "user"}]}).encode(), {})
+    assert not payload.can_continue(ask, sse.so_far([sse.event(event)]))
+    assert payload.can_continue(ask, sse.so_far([piece("a")]))
+
+
+def test_a_text_completion_goes_on_from_its_prompt() -> None:
+    """The rest of a text completion is asked for by prompt and text so far, with what is left of max_tokens."""
+    ask = parse(Kind.COMPLETIONS, b'{"model": "auto", "prompt": "a", "max_tokens": 5}', {})
+    before = sse.so_far([sse.event({"id": "x", "choices": [{"text": "b", "index": 0, "finish_reason": None}]})])
+    assert json.loads(payload.rest(ask, "v", before)) == {"model": "v", "prompt": "ab", "max_tokens": 4, "stream": True}
+    tokens = parse(Kind.COMPLETIONS, b'{"model": "auto", "prompt": [1, 2]}', {})
+    assert not payload.can_continue(tokens, before)
+    assert tokens.given_tokens == 2
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["model", "messages", "prompt", "role", "content", "max_tokens", "stream", "n"]), inner, max_size=5)), st.sampled_from(Kind))  # fmt: skip
+def test_any_json_is_a_request_or_a_problem(document: Any, kind: Kind) -> None:
+    """No body raises anything but a problem of the client's."""
+    try:
+        ask = parse(kind, json.dumps(document).encode(), {b"x-edge-deadline-ms": b"soon"})
+    except Problem as e:
+        assert e.status == 400
+    else:
+        assert payload.body(ask, "v")
+
+
+@dataclass
+class Answer:
+    """An answer that knows whether it was closed."""
+
+    name: str
+    closed: bool = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+CHOICES = tuple(Choice(Pool.EDGE, name, "v", "0" * 64) for name in ("a", "b", "c"))
+
+
+def test_the_slower_of_two_is_called_off() -> None:
+    """A hedge's winner is the answer; the loser is cancelled, and closed where it came at the last moment."""
+    cancelled: list[str] = []
+
+    async def attempt(choice: Choice) -> Answer:
+        try:
+            await asyncio.sleep(3600 if choice.endpoint == "a" else 0)
+        except asyncio.CancelledError:
+            cancelled.append(choice.endpoint)
+            raise
+        return Answer(choice.endpoint)
+
+    async def run() -> None:
+        won = await first(CHOICES, attempt, 3, Hedge(0.01, lambda: True))
+        assert (won.answer.name, won.why) == ("b", Reason.HEDGE)
+        await asyncio.sleep(0)
+        assert cancelled == ["a"]
+
+    asyncio.run(run())
+
+
+def test_two_answers_at_once_are_one_answer() -> None:
+    """Where both come in the same moment one is used and the other closed."""
+    answers = {c.endpoint: Answer(c.endpoint) for c in CHOICES}
+
+    async def run() -> None:
+        both = asyncio.Event()
+
+        async def attempt(choice: Choice) -> Answer:
+            if choice.endpoint == "b":
+                both.set()
+            await both.wait()
+            return answers[choice.endpoint]
+
+        won = await first(CHOICES, attempt, 3, Hedge(0.01, lambda: True))
+        await asyncio.sleep(0)
+        closed = {name for name, a in answers.items() if a.closed}
+        assert won.answer.name not in closed
+        assert closed == {"a", "b"} - {won.answer.name}
+
+    asyncio.run(run())
+
+
+def test_attempts_are_bounded() -> None:
+    """The last failure comes out after as many attempts as are allowed, going round where endpoints are few."""
+    asked: list[str] = []
+
+    async def attempt(choice: Choice) -> Answer:
+        asked.append(choice.endpoint)
+        raise UpstreamError(Fault.CONNECT, "no")
+
+    with pytest.raises(UpstreamError):
+        asyncio.run(first(CHOICES[:2], attempt, 3))
+    assert asked == ["a", "b", "a"]
+
+
+def test_hedges_cost_a_budget() -> None:
+    """One request in twenty may be asked twice; before enough was seen none is."""
+    hedging = Hedging(Effort(hedge_after=4))
+    kind = (Pool.EDGE, True)
+    assert hedging.delay_s(kind) is None
+    for seconds in (0.1, 0.2, 0.3, 0.4):
+        hedging.saw(kind, seconds)
+    assert hedging.delay_s(kind) == 0.4
+    assert hedging.delay_s((Pool.NVLINK, True)) is None
+    spent = sum(hedging.spend() for _ in range(100) for _ in [hedging.saw(kind, 0.1)])
+    assert 5 <= spent <= 7
+
+
+def test_the_queue_is_bounded_and_in_order() -> None:
+    """Interactive before batch, first come first served within a class, nobody beyond the bound."""
+
+    async def run() -> None:
+        waiting, order = Waiting(3), []
+
+        async def wait(name: str, priority: Priority) -> None:
+            if await waiting.wait(waiting.ticket(priority), 5):
+                order.append(name)
+
+        classes = {"b1": Priority.BATCH, "i1": Priority.INTERACTIVE, "i2": Priority.INTERACTIVE}
+        tasks = [asyncio.ensure_future(wait(n, p)) for n, p in classes.items()]
+        await asyncio.sleep(0)
+        assert not await waiting.wait(waiting.ticket(Priority.INTERACTIVE), 5)
+        assert not await waiting.wait(waiting.ticket(Priority.INTERACTIVE), 0)
+        for _ in tasks:
+            waiting.wake()
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*tasks)
+        assert order == ["i1", "i2", "b1"]
+
+    asyncio.run(run())
