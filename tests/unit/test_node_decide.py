@@ -28,7 +28,8 @@ def child(pin: Pin, phase: Phase, number: int = 1, since: float = NOW, in_flight
 
 
 def kept(pin: Pin, *children: Child, **more: object) -> NodeState:
-    return replace(FRESH, kept=pin, stored=pin, children=children, started=len(children), **more)  # type: ignore[arg-type]
+    state = replace(FRESH, kept=pin, stored=pin, children=children, started=len(children))
+    return replace(state, **more)  # type: ignore[arg-type]
 
 
 SERVING = kept(ONE, child(ONE, Phase.READY))
@@ -82,6 +83,12 @@ CASES = [
     pytest.param(replace(SERVING, stored=None), POLICY, [Keep(ONE)], id="proven: the disk leads to it"),
     pytest.param(replace(SERVING, stored=None, storing=True), POLICY, [], id="the disk is being changed"),
     pytest.param(replace(SERVING, stored=None, polling=True), POLICY, [], id="not while the disk is read"),
+    pytest.param(
+        kept(ONE, stored=None, refused={ONE.digest: "it expired"}),
+        POLICY,
+        [],
+        id="refused meanwhile: not onto the disk",
+    ),
     pytest.param(replace(SERVING, ending=True), POLICY, [Retire(1)], id="asked to end: drain"),
     pytest.param(kept(ONE, child(ONE, Phase.LOADING), ending=True), POLICY, [Stop(1)], id="asked to end: stop loading"),
     pytest.param(kept(ONE, ending=True, offered=TWO), POLICY, [], id="asked to end: start nothing"),

@@ -143,8 +143,10 @@ def _makes_room(state: NodeState, ready: Child, now: float, policy: Policy) -> b
 
 
 def _keep(state: NodeState) -> Iterator[Action]:
-    if state.kept is not None and state.kept != state.stored and not (state.storing or state.polling):
-        yield Keep(state.kept)
+    pin = state.kept
+    if pin is None or pin == state.stored or pin.digest in state.refused or state.storing or state.polling:
+        return
+    yield Keep(pin)
 
 
 def _start(state: NodeState, now: float, policy: Policy) -> Iterator[Action]:
