@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-base emulators runtimes release report test check fix rebuild bench lock train-demo kernel-costs schema clean
+.PHONY: help setup setup-base emulators runtimes release report test check fix rebuild bench bench-gateway lock train-demo kernel-costs schema clean
 .PHONY: ci-build ci-gate ci-summary image-files image-sign $(TIERS)
 
 help: ## list the targets
@@ -83,6 +83,9 @@ rebuild: $(VENV)/.ready ## repeat the release in a clean folder; fails unless ev
 bench: $(VENV)/.ready ## measure quantize and verify beside their peers
 	@python -m tests.bench.bench_quantize
 	@python -m tests.bench.bench_verify
+
+bench-gateway: $(VENV)/.dev ## measure what the gateway costs, beside a bare proxy
+	@python -m tests.bench.bench_gateway
 
 schema: $(VENV)/.ready ## write manifests/schema/ anew from the code
 	@python -m pipeline.stages.schema manifests/schema

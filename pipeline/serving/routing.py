@@ -23,38 +23,24 @@ from dataclasses import dataclass
 from math import ceil
 
 from pipeline.catalog.names import Tier
-from pipeline.serving import affinity, capacity
+from pipeline.serving import affinity, capacity, ranking
 from pipeline.serving.decision import Choice, Counted, Decision, Declined, Denied, Hint, Priority, Reason, Request
 from pipeline.serving.policy import Policy
-from pipeline.serving.snapshot import Endpoint, Offered, Snapshot
-from pipeline.serving.status import Pool, State
+from pipeline.serving.ranking import Option
+from pipeline.serving.snapshot import Snapshot
+from pipeline.serving.status import Pool
 
 _SIZES = {tier: size for size, tier in enumerate(Tier)}
-_POOLS = tuple(Pool)
 
 
-@dataclass(slots=True)
-class _Option:
-    """An endpoint that may serve, with all that ranks it; `rank` begins with its class, lower is better."""
-
-    endpoint: Endpoint
-    offered: Offered
-    pool: Pool
-    wait_ms: float
-    busy: bool
-    preference: int
-    kind: tuple[bool, int, bool]
-    rank: tuple[tuple[bool, int, bool], float, float, float, str]
-
-
-_Options = Sequence[_Option]
-_Rule = tuple[Denied, Callable[[_Option], bool]]
+_Options = Sequence[Option]
+_Rule = tuple[Denied, Callable[[Option], bool]]
 
 
 def route(request: Request, snapshot: Snapshot, policy: Policy) -> Decision | Declined:
     """Return where a request goes, or why it is refused."""
     asked = _Asked(request, snapshot, policy, _need(request, policy))
-    options: _Options = asked.options()
+    options: _Options = ranking.options(request, snapshot, policy)
     for denied, keep in asked.musts():
         options = [o for o in options if keep(o)]
         if not options:
@@ -79,37 +65,6 @@ class _Asked:
     snapshot: Snapshot
     policy: Policy
     need: Reason | None
-
-    def options(self) -> list[_Option]:
-        """Return the endpoints that count."""
-        request, snapshot = self.request, self.snapshot
-        usable = [
-            (e, o)
-            for e in snapshot.endpoints
-            if e.state is State.READY and e.open and e.name not in request.excluded and (o := snapshot.serves(e))
-        ]
-        nearest = {pool: min((e.round_trip_ms for e, _ in usable if e.pool is pool), default=0.0) for pool in _POOLS}
-        return [self._option(e, o, nearest[e.pool]) for e, o in usable]
-
-    def _option(self, endpoint: Endpoint, offered: Offered, nearest: float) -> _Option:
-        policy, load = self.policy, self.snapshot.load(endpoint)
-        wait_ms = capacity.wait_ms(endpoint, load, policy)
-        hot = endpoint.pool is Pool.EDGE and (endpoint.cpu or 0.0) > policy.cpu
-        busy = hot or wait_ms > policy.queue_wait_ms
-        preference = 1 if offered.family is None else self._tuned(offered, offered.family)
-        kind = not offered.current, preference, busy
-        far = wait_ms if busy else max(endpoint.round_trip_ms - nearest - policy.near_ms, 0.0)
-        rank = kind, far, load / capacity.slots(endpoint), endpoint.round_trip_ms, endpoint.name
-        return _Option(endpoint, offered, endpoint.pool, wait_ms, busy, preference, kind, rank)
-
-    def _tuned(self, offered: Offered, family: str) -> int:
-        """0 for a variant tuned to the request's family that gains by it, 2 for any other tuned one; 1 are plain."""
-        plain = self.snapshot.plain(offered.base)
-        if family != self.request.family or plain is None:
-            return 2
-        own, general = offered.families.get(family), plain.families.get(family)
-        gains = own is not None and general is not None and own < self.policy.family_gain * general
-        return 0 if gains else 2
 
     def musts(self) -> list[_Rule]:
         """What no load excuses."""
@@ -205,7 +160,7 @@ class _Asked:
         full = all(capacity.is_full(e, self.snapshot.load(e), self.policy) for e in loaded)
         return Reason.QUEUE_WAIT if full else Reason.DEADLINE
 
-    def _ordered(self, options: _Options) -> list[_Option]:
+    def _ordered(self, options: _Options) -> list[Option]:
         """Return options from the best to the last; the session's own endpoint leads its equals."""
         order = sorted(options, key=lambda o: o.rank)
         if self.request.affinity is None or len(order) < 2:
@@ -214,27 +169,27 @@ class _Asked:
         home = affinity.home(self.request.affinity, equals, self.snapshot, self.policy)
         return sorted(order, key=lambda o: o.endpoint is not home)
 
-    def _equals(self, order: _Options) -> list[_Option]:
+    def _equals(self, order: _Options) -> list[Option]:
         """Return the options that nothing but load and distance within `near_ms` tells from the best."""
         best = min(o.kind for o in order)
         alike = [o for o in order if o.kind == best]
         nearest = min(o.endpoint.round_trip_ms for o in alike)
         return [o for o in alike if o.endpoint.round_trip_ms <= nearest + self.policy.near_ms]
 
-    def _has_tier(self, option: _Option) -> bool:
+    def _has_tier(self, option: Option) -> bool:
         return option.pool is Pool.EDGE and option.offered.tier is self._tier()
 
     def _tier(self) -> Tier:
         return Tier.MID_TIER if self.request.hint is Hint.MID else Tier.TINY_EDGE
 
-    def _fits(self, option: _Option) -> bool:
+    def _fits(self, option: Option) -> bool:
         limit = option.endpoint.context or option.offered.context
         return not limit or self.request.prompt_tokens + (self.request.max_tokens or 1) <= limit
 
-    def _is_smaller(self, option: _Option) -> bool:
+    def _is_smaller(self, option: Option) -> bool:
         return _SIZES[option.offered.tier] < _SIZES[self._tier()]
 
-    def _choice(self, option: _Option) -> Choice:
+    def _choice(self, option: Option) -> Choice:
         smaller = option.pool is Pool.EDGE and (self.need is not None or self._is_smaller(option))
         degraded = smaller and self.request.variant is None
         return Choice(option.pool, option.endpoint.name, option.offered.name, option.offered.digest, degraded)
@@ -263,5 +218,5 @@ def _suited(options: _Options) -> _Options:
     return [o for o in options if o.preference < 2] or options
 
 
-def _pool(options: _Options, pool: Pool) -> list[_Option]:
+def _pool(options: _Options, pool: Pool) -> list[Option]:
     return [o for o in options if o.pool is pool]

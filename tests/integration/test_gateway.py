@@ -42,7 +42,7 @@ WORDS = {"ignore_eos": True, "logit_bias": [[f" {word}", 100] for word in ("pump
 class Site:
     """A released model, its servers and a gateway before them."""
 
-    root: Path
+    scene: Scene
     model: Path
     program: Path
     servers: dict[str, LlamaServer] = field(default_factory=dict)
@@ -80,6 +80,10 @@ class Site:
             self.process.kill()
             self.process.wait()
         self.process = None
+
+    @property
+    def root(self) -> Path:
+        return self.scene.root
 
     @property
     def url(self) -> str:
@@ -122,7 +126,7 @@ def site(tmp_path: Path, model: Path) -> Iterator[Site]:
     )  # fmt: skip
     trust = {"line": LINE, "public_keys": [scene.publisher.pair.public_pem.decode()]}
     (tmp_path / "trust.yaml").write_text(yaml.safe_dump(trust))
-    made = Site(tmp_path, model, program)
+    made = Site(scene, model, program)
     yield made
     made.client.close()
     made.stop()
@@ -196,6 +200,37 @@ def test_a_killed_server_in_the_middle_of_an_answer_is_not_noticed(site: Site) -
     assert (mark["reason"], mark["identical"]) == ("continued", True)
     assert mark["endpoint"] != stream.headers["x-edge-endpoint"]
     assert _ask(site).parse().choices[0].message.content == ASKED["expected"]
+
+
+@pytest.mark.parametrize("stream", [pytest.param(False, id="whole"), pytest.param(True, id="streamed")])
+def test_a_frozen_server_is_not_noticed(site: Site, stream: bool) -> None:
+    """SIGSTOP of the node that holds the session: its requests are answered by the other one."""
+    for name in ("a", "b"):
+        site.server(name)
+    site.start(limits={"connect_s": 0.5, "first_s": 2.0})
+    home = _ask(site, extra_body={"session": "s"}).headers["x-edge-endpoint"]
+    site.servers[home].freeze()
+    raw = _ask(site, stream=stream, extra_body={"session": "s"})
+    found = raw.parse()
+    answer = "".join(c.choices[0].delta.content or "" for c in found) if stream else found.choices[0].message.content
+    assert answer == ASKED["expected"]
+    assert raw.headers["x-edge-endpoint"] != home
+
+
+def test_a_new_release_is_taken_over_without_a_pause(site: Site) -> None:
+    """While the server is on the old release it goes on answering; once it has the new one, that is named."""
+    server = site.server("pi")
+    site.start(release_s=0.1)
+    old = sha256(site.model.read_bytes())
+    weights = site.model.read_bytes() + bytes(32)  # another file, the same model
+    site.scene.publish(2, files={f"{TINY}/model.gguf": weights, f"{LARGE}/shards.json": SHARDS}, valid_days=36500)
+    while site.metric("gateway_release_version") < 2:
+        assert _ask(site).headers["x-edge-digest"] == old
+    assert _ask(site).headers["x-edge-digest"] == old
+    server.served = server.served.model_copy(update={"model_sha256": sha256(weights), "release_version": 2})
+    while _ask(site).headers["x-edge-digest"] == old:
+        pass
+    assert _ask(site).headers["x-edge-digest"] == sha256(weights)
 
 
 def test_a_terminated_gateway_finishes_what_it_began(site: Site) -> None:

@@ -160,7 +160,7 @@ async def running(
     await gateway.start()
     found = Running(app, gateway, servers, lines)
     try:
-        await found.until(lambda: all(m.status is not None and not m.missed for m in gateway.fleet.members.values()))
+        await found.until(lambda: gateway.counts and all(not m.missed for m in gateway.fleet.members.values()))
         yield found
     finally:
         await gateway.stop()

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -76,6 +77,7 @@ class LlamaServer:
     served: Served
     slots: int = 2
     state: State = State.READY
+    thawed: threading.Event = field(default_factory=threading.Event)
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] = field(init=False)
 
@@ -88,6 +90,7 @@ class LlamaServer:
         self.process = subprocess.Popen(
             [str(a) for a in argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
         )
+        self.thawed.set()
         self._status = _StatusServer(self)
         await_http(f"{self.url}/health", self.process)
 
@@ -104,7 +107,13 @@ class LlamaServer:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
+    def freeze(self) -> None:
+        """Stop the process without ending it: connections are taken, nothing is answered, its state neither."""
+        self.process.send_signal(signal.SIGSTOP)
+        self.thawed.clear()
+
     def stop(self) -> None:
+        self.thawed.set()
         if self.process.poll() is None:
             self.kill()
         self._status.stop()
@@ -124,11 +133,13 @@ class _StatusServer:
     def __init__(self, server: LlamaServer) -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                server.thawed.wait()
                 body = server.encoded()
                 self.send_response(200)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                with suppress(BrokenPipeError):  # the gateway waited long enough
+                    self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -1,6 +1,7 @@
 """The gateway as a whole: what is held, what runs beside the requests, and whether it is ready.
 
-Rules: the release is looked at before any request is answered, and again and again; a fault of one look ends nothing.
+Rules: the release is looked at again and again, a fault of one look ends nothing; until there is one, and until its
+vocabulary was fetched, the gateway is alive but not ready.
 """
 
 from __future__ import annotations
@@ -58,12 +59,13 @@ class Parts:
 
 @dataclass
 class Gateway:
-    """One running gateway."""
+    """One running gateway; `counts` says that the vocabulary was looked for, `draining` that it ends."""
 
     parts: Parts
     held: Held = field(default_factory=Held)
     metrics: Metrics = field(default_factory=Metrics)
     draining: bool = False
+    counts: bool = False
     fleet: Fleet = field(init=False)
     proxy: Proxy = field(init=False)
     _client: Client = field(init=False)
@@ -81,7 +83,6 @@ class Gateway:
         self.proxy = Proxy(
             parts.settings, asking, parts.callers, ByteCounter(), parts.tracing, parts.write, parts.new_id
         )
-        await self._look()
         self._tasks = [
             asyncio.create_task(self.fleet.watch(self._client, parts.settings.poll_s)),
             asyncio.create_task(self._watch()),
@@ -104,6 +105,8 @@ class Gateway:
             found.append(self.held.problem or "no release that has not expired")
         elif not any(e.state is State.READY and e.open and self._serves(e) for e in self.fleet.snapshot().endpoints):
             found.append("no endpoint is ready with a variant of the release")
+        if self.fleet.offers and not self.counts:
+            found.append("the tokenizer is on its way: prompts are bounded by their bytes")
         return found
 
     def _serves(self, endpoint: Any) -> bool:
@@ -116,12 +119,12 @@ class Gateway:
 
     async def _watch(self) -> None:
         while True:
+            await self._look()
             await asyncio.sleep(self.parts.settings.release_s if self.held.current else _SOON_S)
             try:
                 self.parts.callers.reload()
             except PipelineError as e:
                 _log.warning("API keys stay as they were: %s", e.message)
-            await self._look()
 
     async def _look(self) -> None:
         parts, before = self.parts, self.held
@@ -134,6 +137,7 @@ class Gateway:
         self.fleet.offer(self.held.offers(parts.now(), grace))
         if self.held.current is not None and self.held.current is not before.current:
             self.proxy.counter = await asyncio.to_thread(self._counter)
+            self.counts = True
 
     def _counter(self) -> Counter:
         assert self.held.current is not None, "tokens are counted by a release"

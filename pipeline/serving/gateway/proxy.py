@@ -7,14 +7,12 @@ told at once; every request ends in one line of the journal and one observation,
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from pipeline.serving import affinity
 from pipeline.serving.decision import Choice, Decision, Declined, Denied, Hint, Priority, Reason, Request
-from pipeline.serving.gateway import payload, problems, sse, wire
+from pipeline.serving.gateway import answers, payload, problems, sse, wire
 from pipeline.serving.gateway.ask import Ask, Kind, parse
 from pipeline.serving.gateway.asking import Asking, Begun
 from pipeline.serving.gateway.attempts import Hedge, Won, first
@@ -75,13 +73,13 @@ class Proxy:
             body = await wire.read_body(receive, headers, self.settings.limits)
             ask = _classed(parse(kind, body, headers), entry)
             line.caller, line.stream = entry.name if entry else None, ask.stream
-            await _while_connected(receive, self._serve(ask, headers, line, began, send))
+            await wire.while_connected(receive, self._serve(ask, headers, line, began, send))
         except Problem as e:
-            await _refuse(e, line, send)
+            await answers.refuse(e, line, send)
         except wire.ClientLeftError:
             line.outcome = "left"
         except Exception:  # the outermost place: a fault of ours must not reach the client as a broken connection
-            await _refuse(Problem(500, "internal", "a fault of the gateway", "server_error"), line, send)
+            await answers.refuse(Problem(500, "internal", "a fault of the gateway", "server_error"), line, send)
             raise
         finally:
             self._note(line, self.asking.clock() - began)
@@ -97,9 +95,9 @@ class Proxy:
             async with asyncio.timeout(limit):
                 await self._answered(job)
         except TimeoutError:
-            await _refuse(problems.timeout(), line, send)
+            await answers.refuse(problems.timeout(), line, send)
         except UpstreamError:
-            await _refuse(problems.upstream(), line, send)
+            await answers.refuse(problems.upstream(), line, send)
         finally:
             if span is not None:
                 span.end(line)
@@ -188,13 +186,13 @@ class Proxy:
         self.asking.metrics.route(choice.pool, reason).inc()
 
     async def _send(self, job: _Job, won: Won[Begun]) -> None:
-        found, line, shown = won.answer.found, job.line, _shown(won.choice, job.line)
+        found, line, shown = won.answer.found, job.line, answers.shown(won.choice, job.line)
         if isinstance(found, Whole):
             won.answer.close()
             line.status, line.outcome = found.status, "answered" if found.status == 200 else "rejected"
-            line.generated = _generated(found.document)
+            line.generated = answers.generated(found.document)
             self._took(won.answer, line.generated)
-            await wire.answer(job.send, found.status, _body(job.ask, found, line), shown)
+            await wire.answer(job.send, found.status, answers.body(job.ask, found, line), shown)
             return
         seconds = self.asking.clock() - job.began
         line.first_ms = round(seconds * 1000, 3)
@@ -243,78 +241,3 @@ def _classed(ask: Ask, entry: KeyEntry | None) -> Ask:
 def _forward(line: Line, headers: dict[bytes, bytes], span: Span | None) -> dict[str, str]:
     passed = payload.headers(line.request, headers)
     return {**passed, **span.headers()} if span is not None else passed
-
-
-def _shown(choice: Choice, line: Line) -> wire.Headers:
-    """Return the headers that say where an answer comes from and why."""
-    found = [
-        (b"x-request-id", line.request.encode()),
-        (b"x-edge-pool", choice.pool.encode()),
-        (b"x-edge-endpoint", choice.endpoint.encode()),
-        (b"x-edge-variant", choice.variant.encode()),
-        (b"x-edge-digest", choice.digest.encode()),
-        (b"x-edge-reason", (line.reason or "").encode()),
-    ]
-    return [*found, (b"x-edge-degraded", b"true")] if choice.degraded else found
-
-
-def _generated(document: dict[str, Any]) -> int:
-    usage = document.get("usage")
-    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return tokens if isinstance(tokens, int) and tokens > 0 else 0
-
-
-def _body(ask: Ask, found: Whole, line: Line) -> bytes:
-    """Return an answer in the client's interface."""
-    if ask.kind is not Kind.GENERATE or found.status != 200:
-        return found.body
-    choice = found.document["choices"][0]
-    short = {
-        "text": choice["message"]["content"],
-        "finish_reason": choice.get("finish_reason"),
-        "usage": found.document.get("usage"),
-        "pool": line.pool,
-        "endpoint": line.endpoint,
-        "variant": line.variant,
-        "reason": line.reason,
-        "degraded": line.degraded,
-    }
-    return json.dumps(short).encode()
-
-
-async def _refuse(problem: Problem, line: Line, send: wire.Send) -> None:
-    """Tell a client why there is no answer, or no more of it."""
-    begun = line.status != 0
-    line.outcome, line.code = "broken" if begun else "refused", problem.code
-    if begun:
-        await wire.events(send, problems.event(problem))
-        await wire.end(send)
-        return
-    line.status = problem.status
-    await wire.answer(
-        send, problem.status, problem.body(), [(b"x-request-id", line.request.encode()), *problem.headers()]
-    )
-
-
-async def _while_connected(receive: wire.Receive, work: Awaitable[None]) -> None:
-    """Do work until it is done or the client is gone; raises ClientLeftError."""
-    task = asyncio.current_task()
-    assert task is not None, "a request is handled in a task"
-    left = False
-
-    async def watch() -> None:
-        nonlocal left
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        left = True
-        task.cancel()
-
-    watcher = asyncio.ensure_future(watch())
-    try:
-        await work
-    except asyncio.CancelledError:
-        if left and not task.uncancel():
-            raise wire.ClientLeftError from None
-        raise
-    finally:
-        watcher.cancel()

@@ -98,3 +98,27 @@ async def events(send: Send, block: bytes) -> None:
 async def end(send: Send) -> None:
     """End a stream."""
     await send({"type": "http.response.body", "body": b""})
+
+
+async def while_connected(receive: Receive, work: Awaitable[None]) -> None:
+    """Do work until it is done or the client is gone; raises ClientLeftError."""
+    task = asyncio.current_task()
+    assert task is not None, "a request is handled in a task"
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        task.cancel()
+
+    watcher = asyncio.ensure_future(watch())
+    try:
+        await work
+    except asyncio.CancelledError:
+        if left and not task.uncancel():
+            raise ClientLeftError from None
+        raise
+    finally:
+        watcher.cancel()
