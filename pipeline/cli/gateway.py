@@ -30,6 +30,7 @@ def add_commands(commands: Commands) -> None:
         "gateway --edge http://pi-1:8080 --edge http://pi-2:8080 --nvlink http://gpu-1:8000",
         "gateway --config gateway.yaml --channel stable --registry s3://models/releases --trust trust.yaml",
         "gateway --config gateway.yaml --keys keys.yaml --host 0.0.0.0 --otlp http://collector:4318/v1/traces",
+        "gateway --edge https://pi-1.local:8080 --tls pki/gateway-1",
     )
     serving.add_argument("--config", type=Path, metavar="FILE", help="endpoints, policy and limits (docs/gateway.md)")
     serving.add_argument("--edge", action="append", default=[], metavar="URL", help="an edge node; repeatable")
@@ -38,6 +39,9 @@ def add_commands(commands: Commands) -> None:
         "--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: %(default)s)"
     )
     serving.add_argument("--port", type=int, default=8088, metavar="N", help="port (default: %(default)s)")
+    serving.add_argument(
+        "--tls", type=Path, metavar="DIR", help="ca.pem, cert.pem and key.pem, shown to nodes and large servers (certs)"
+    )
     serving.add_argument("--keys", type=Path, metavar="FILE", help="API keys; without it everyone may ask")
     serving.add_argument("--otlp", metavar="URL", help="send traces there (OTLP over HTTP, e.g. …:4318/v1/traces)")
     serving.add_argument(
@@ -64,9 +68,11 @@ def add_commands(commands: Commands) -> None:
 
 def _gateway(args: argparse.Namespace) -> None:
     try:
+        from pipeline.serving import tls
         from pipeline.serving.gateway import server
         from pipeline.serving.gateway.callers import Callers
         from pipeline.serving.gateway.gateway import Gateway, Parts
+        from pipeline.serving.role import Role
     except ImportError as e:
         raise ToolError(f"the gateway needs {e.name}", hint="pip install 'edge-release[serve]'") from e
     import random
@@ -74,6 +80,7 @@ def _gateway(args: argparse.Namespace) -> None:
 
     callers = Callers(args.keys, time.monotonic)
     callers.reload()
+    context = tls.client_context(args.tls, [Role.NODE, Role.LARGE]) if args.tls else None
     parts = Parts(
         settings=_settings(args),
         source=_source(args),
@@ -83,6 +90,8 @@ def _gateway(args: argparse.Namespace) -> None:
         flush=sys.stdout.flush,
         clock=time.monotonic,
         new_id=lambda: f"{random.getrandbits(96):024x}",
+        tls=context,
+        renew=tls.Reloader(args.tls, [context]).check if context else lambda: None,
     )
     output.note(f"gateway: http://{args.host}:{args.port} (docs at /docs, metrics at /metrics)")
     server.serve(Gateway(parts), args.host, args.port)

@@ -32,6 +32,7 @@ from pipeline.serving.status import State
 
 _log = logging.getLogger(__name__)
 _FLUSH_S = 0.2  # between two writes of the journal: one for each line would cost more than the line
+_RENEW_S = 5.0  # between two looks at the certificate
 _SOON_S = 1.0  # between two looks at the channel while there is no release at all
 
 
@@ -39,7 +40,8 @@ _SOON_S = 1.0  # between two looks at the channel while there is no release at a
 class Parts:
     """What a gateway is made of.
 
-    `write` takes lines of the journal, `flush` makes them seen; `clock` gives seconds that never run back.
+    `write` takes lines of the journal, `flush` makes them seen; `clock` gives seconds that never run back; servers are
+    called with `tls`, and `renew` looks at its certificate again and says in a line what changed, if anything.
     """
 
     settings: Settings
@@ -51,6 +53,7 @@ class Parts:
     clock: Callable[[], float]
     new_id: Callable[[], str]
     tls: ssl.SSLContext | None = None
+    renew: Callable[[], str | None] = lambda: None
 
     def now(self) -> datetime:
         """Return the time by which releases expire."""
@@ -87,6 +90,7 @@ class Gateway:
             asyncio.create_task(self.fleet.watch(self._client, parts.settings.poll_s)),
             asyncio.create_task(self._watch()),
             asyncio.create_task(self._flush()),
+            asyncio.create_task(self._renew()),
         ]
 
     async def stop(self) -> None:
@@ -116,6 +120,12 @@ class Gateway:
         while True:
             await asyncio.sleep(_FLUSH_S)
             self.parts.flush()
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_S)
+            if said := self.parts.renew():
+                _log.warning("%s", said)
 
     async def _watch(self) -> None:
         while True:
