@@ -44,6 +44,12 @@ class Channel(StrEnum):
     STABLE = "stable"
 
 
+def parted(name: str) -> tuple[str, str]:
+    """Return a variant's name without the family it is tuned to, and that family, empty where there is none."""
+    plain, _, family = name.partition("+")
+    return plain, family
+
+
 @dataclass(frozen=True, order=True)
 class Variant:
     """One tier for one target, named `tiny-edge-arm64`; tuned to a prompt family it is `tiny-edge-arm64+lookup`."""
@@ -63,9 +69,9 @@ class Variant:
         Raises:
             ValueError: no variant can have that name; the message lists those that can.
         """
-        plain, plus, family = name.partition("+")
+        plain, family = parted(name)
         for variant in VARIANTS:
-            if variant.name == plain and bool(plus) == bool(family):
+            if variant.name == plain and (not family) == (plain == name):
                 return cls(variant.tier, variant.target, family)
         names = ", ".join(v.name for v in VARIANTS)
         raise ValueError(f"no variant {name!r}; there are {names}, and VARIANT+FAMILY where one is tuned")

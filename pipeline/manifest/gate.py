@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.catalog.names import VARIANTS, Channel, RunnerClass, Variant
+from pipeline.catalog.names import VARIANTS, Channel, RunnerClass, Variant, parted
 from pipeline.catalog.params import ChannelPolicy, Cost, Limits, Params, Regression
 from pipeline.manifest.evidence import Certificate, Evidence, Family, Measurement
 from pipeline.manifest.statement import Row, Verdict
@@ -76,7 +76,7 @@ def row(check: Check, cost: Cost | None) -> Row:
 
 def own_family(evidence: Evidence) -> Family | None:
     """Return the quality on the family a variant is tuned to; None where it is for all prompts, or was asked none."""
-    return evidence.quality.families.get(evidence.variant.partition("+")[2])
+    return evidence.quality.families.get(parted(evidence.variant)[1])
 
 
 def gate(proof: Proof, params: Params, previous: Verdict | None, previous_version: int | None) -> Verdict:

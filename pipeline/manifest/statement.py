@@ -25,6 +25,7 @@ STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 MANIFEST_TYPE: Final = "https://edge-release.dev/manifest/v1"
 MAX_BYTES = 8 << 20
 MAX_FILES = 10_000
+SHARDS = "shards.json"  # how the large tier's files are shared out
 
 
 class Digest(Record):
@@ -111,6 +112,12 @@ class VariantEntry(Record):
     @property
     def variant(self) -> Variant:
         return Variant(self.tier, self.target, self.family or "")
+
+    @property
+    def model_file(self) -> File | None:
+        """The one file by whose digest a server says what it has loaded: the GGUF, or the shards' layout."""
+        found = [f for f in self.files if (f.name.endswith(".gguf") if self.format == "gguf" else f.name == SHARDS)]
+        return found[0] if len(found) == 1 else None
 
 
 class Row(Record):

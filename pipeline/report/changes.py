@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from pipeline.catalog.names import VARIANTS, RunnerClass
+from pipeline.catalog.names import VARIANTS, RunnerClass, parted
 from pipeline.manifest.evidence import File
 from pipeline.manifest.gate import KL_NOISE
 from pipeline.manifest.statement import Row
@@ -146,7 +146,7 @@ def _by_check(rows: Sequence[Row]) -> dict[tuple[str, RunnerClass], Row]:
 
 def _place(check: tuple[str, RunnerClass]) -> tuple[int, str, int]:
     variant, runner = check
-    return _VARIANTS.get(variant.partition("+")[0], len(_VARIANTS)), variant, list(RunnerClass).index(runner)
+    return _VARIANTS.get(parted(variant)[0], len(_VARIANTS)), variant, list(RunnerClass).index(runner)
 
 
 def _comparable(figure: Figure, row: Row, old: Row) -> bool:

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.catalog.names import Tier
+from pipeline.catalog.names import Tier, parted
 from pipeline.serving.status import Pool, State
-
-TUNED = "+"  # `tiny-edge-arm64+lookup` is `tiny-edge-arm64` tuned to the family lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +53,12 @@ class Offered:
     @property
     def base(self) -> str:
         """The variant's name without the family it was tuned to."""
-        return self.name.partition(TUNED)[0]
+        return parted(self.name)[0]
 
     @property
     def family(self) -> str | None:
         """The family it was tuned to, if any."""
-        return self.name.partition(TUNED)[2] or None
+        return parted(self.name)[1] or None
 
 
 @dataclass(frozen=True, slots=True)

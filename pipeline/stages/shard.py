@@ -24,6 +24,7 @@ from pipeline.catalog.names import Target, Tier, Variant
 from pipeline.catalog.tiers import Shard
 from pipeline.errors import StageError
 from pipeline.manifest.encoding import canonical
+from pipeline.manifest.statement import SHARDS
 from pipeline.ports import files
 from pipeline.stages import model_folder
 from pipeline.stages.project import Project
@@ -33,7 +34,6 @@ from pipeline.stages.tensor_plan import Plan, Skeleton, check_degree, part, skel
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHARDS = "shards.json"
 DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 LONG_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 PIECE_BYTES = 32 << 20

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.serving.role import Role
 from tests.support import built, nodes, pki, served
-from tests.support.llama_server import await_http
+from tests.support.llama_server import await_http, free_port
 from tests.support.nodes import NodeProcess
 from tests.support.served import Shop
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.skipif(bool(built.missing()), reason=built.missing()),
 
 @contextmanager
 def gateway(shop: Shop, root: Path, *flags: str) -> Iterator[int]:
-    port = nodes.free_port()
+    port = free_port()
     argv = [
         sys.executable, "-c", "import sys; from pipeline.cli import main; sys.exit(main())", "gateway", "--quiet",
         "--registry", str(shop.registry), "--trust", str(shop.trust), "--state", str(root / "gateway.json"),

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -17,17 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.serving.status import ServerStatus, State
+from tests.support.llama_server import free_port
 from tests.support.served import Shop
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0  # seconds; nothing is measured by it
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pipeline.serving import asgi
 from pipeline.serving.decision import Choice
 from pipeline.serving.gateway import problems, wire
 from pipeline.serving.gateway.ask import Ask, Kind
@@ -13,7 +14,7 @@ from pipeline.serving.gateway.problems import Problem
 from pipeline.serving.gateway.upstream import Whole
 
 
-def shown(choice: Choice, line: Line) -> wire.Headers:
+def shown(choice: Choice, line: Line) -> asgi.Headers:
     """Return the headers that say where an answer comes from and why."""
     found = [
         (b"x-request-id", line.request.encode()),
@@ -51,7 +52,7 @@ def body(ask: Ask, found: Whole, line: Line) -> bytes:
     return json.dumps(short).encode()
 
 
-async def refuse(problem: Problem, line: Line, send: wire.Send) -> None:
+async def refuse(problem: Problem, line: Line, send: asgi.Send) -> None:
     """Tell a client why there is no answer, or no more of it."""
     begun = line.status != 0
     line.outcome, line.code = "broken" if begun else "refused", problem.code
@@ -60,6 +61,6 @@ async def refuse(problem: Problem, line: Line, send: wire.Send) -> None:
         await wire.end(send)
         return
     line.status = problem.status
-    await wire.answer(
+    await asgi.answer(
         send, problem.status, problem.body(), [(b"x-request-id", line.request.encode()), *problem.headers()]
     )

@@ -14,8 +14,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
+from pipeline.serving import asgi
 from pipeline.serving.decision import Hint
-from pipeline.serving.gateway import wire
 from pipeline.serving.gateway.ask import ChatBody, CompletionBody, GenerateBody, Kind
 from pipeline.serving.gateway.gateway import Gateway
 from pipeline.serving.gateway.metrics import CONTENT_TYPE
@@ -49,7 +49,7 @@ class App:
         self._gateway = gateway
         self._others = slow(gateway)
 
-    async def __call__(self, scope: wire.Scope, receive: wire.Receive, send: wire.Send) -> None:
+    async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and (kind := HOT.get(scope["path"])) is not None:
             await self._gateway.proxy.handle(kind, scope, receive, send)
             return

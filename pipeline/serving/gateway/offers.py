@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pipeline.manifest.evidence import Evidence, File
+from pipeline.manifest.evidence import Evidence
 from pipeline.manifest.rules import Accepted
 from pipeline.manifest.statement import VariantEntry
 from pipeline.serving.snapshot import Offered
 
 Offers = dict[tuple[str, str], Offered]
-SHARDS = "shards.json"
 
 
 def offers(accepted: Accepted | None, now: datetime, *, current: bool = True) -> Offers:
@@ -25,14 +24,8 @@ def offers(accepted: Accepted | None, now: datetime, *, current: bool = True) ->
     return {(o.name, o.digest): o for o in found if o is not None}
 
 
-def model_file(entry: VariantEntry) -> File | None:
-    """Return the file by whose digest a variant's servers name it, None where the variant has no such file."""
-    wanted = [f for f in entry.files if (f.name.endswith(".gguf") if entry.format == "gguf" else f.name == SHARDS)]
-    return wanted[0] if len(wanted) == 1 else None
-
-
 def _offered(entry: VariantEntry, current: bool) -> Offered | None:
-    file = model_file(entry)
+    file = entry.model_file
     if file is None:
         return None
     families = _widest(entry.evidence).quality.families if entry.evidence else {}

@@ -5,9 +5,9 @@ Rules: a message says what to do, and nothing of another client's request or of 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
+from pipeline.serving.asgi import error
 from pipeline.serving.decision import Declined, Denied
 
 _MESSAGES = {
@@ -35,8 +35,7 @@ class Problem(Exception):  # noqa: N818 - what went wrong is not always an error
 
     def body(self) -> bytes:
         """Return the JSON that a client gets."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return json.dumps({"error": error}).encode()
+        return error(self.message, self.kind, code=self.code, param=self.param)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers besides the usual ones."""

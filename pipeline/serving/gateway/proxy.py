@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
-from pipeline.serving import affinity
+from pipeline.serving import affinity, asgi
 from pipeline.serving.decision import Choice, Decision, Declined, Denied, Hint, Priority, Reason, Request
 from pipeline.serving.gateway import answers, payload, problems, sse, wire
 from pipeline.serving.gateway.ask import Ask, Kind, parse
@@ -40,7 +40,7 @@ class _Job:
     headers: dict[str, str]
     line: Line
     began: float
-    send: wire.Send
+    send: asgi.Send
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Proxy:
         self.hedging = Hedging(self.settings.effort)
         self.waiting = Waiting(self.settings.limits.waiting)
 
-    async def handle(self, kind: Kind, scope: wire.Scope, receive: wire.Receive, send: wire.Send) -> None:
+    async def handle(self, kind: Kind, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         """Answer one request."""
         began = self.asking.clock()
         headers = dict(scope["headers"])
@@ -84,7 +84,7 @@ class Proxy:
         finally:
             self._note(line, self.asking.clock() - began)
 
-    async def _serve(self, ask: Ask, headers: dict[bytes, bytes], line: Line, began: float, send: wire.Send) -> None:
+    async def _serve(self, ask: Ask, headers: dict[bytes, bytes], line: Line, began: float, send: asgi.Send) -> None:
         request = await self._request(ask, line)
         span = self.tracing.begin(ask, headers)
         job = _Job(ask, request, _forward(line, headers, span), line, began, send)
@@ -192,14 +192,14 @@ class Proxy:
             line.status, line.outcome = found.status, "answered" if found.status == 200 else "rejected"
             line.generated = answers.generated(found.document)
             self._took(won.answer, line.generated)
-            await wire.answer(job.send, found.status, answers.body(job.ask, found, line), shown)
+            await asgi.answer(job.send, found.status, answers.body(job.ask, found, line), shown)
             return
         seconds = self.asking.clock() - job.began
         line.first_ms = round(seconds * 1000, 3)
         self.asking.metrics.first_token(won.choice.pool).observe(seconds)
         await self._relay(job, won, shown)
 
-    async def _relay(self, job: _Job, won: Won[Begun], shown: wire.Headers) -> None:
+    async def _relay(self, job: _Job, won: Won[Begun], shown: asgi.Headers) -> None:
         line, tries = job.line, self.settings.effort.continuations
 
         def again(failed: frozenset[str]) -> Decision | None:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.serving import asgi
 from pipeline.serving.decision import Choice, Decision, Reason, continuing
 from pipeline.serving.gateway import payload, problems, sse, wire
 from pipeline.serving.gateway.ask import Ask, Kind
@@ -43,7 +44,7 @@ class Relay:
     before: SoFar | None = None
     mark: dict[str, Any] | None = None
 
-    async def run(self, won: Won[Begun], send: wire.Send) -> None:
+    async def run(self, won: Won[Begun], send: asgi.Send) -> None:
         """Send an answer's events until it is complete."""
         begun, choice = won.answer, won.choice
         try:
@@ -66,7 +67,7 @@ class Relay:
         finally:
             begun.close()
 
-    async def _pass(self, block: bytes, send: wire.Send) -> None:
+    async def _pass(self, block: bytes, send: asgi.Send) -> None:
         if self.before is not None:
             block = sse.continued(block, self.before, self.mark)
         if not block:
@@ -77,7 +78,7 @@ class Relay:
         self.blocks.append(block)
         await wire.events(send, block)
 
-    async def _go_on(self, choice: Choice, send: wire.Send) -> Won[Begun] | None:
+    async def _go_on(self, choice: Choice, send: asgi.Send) -> Won[Begun] | None:
         """Return an answer to the rest, or None after the stream was brought to an end."""
         self.before = before = sse.so_far(self.blocks)
         if before.finished:
@@ -92,7 +93,7 @@ class Relay:
             await self._break(send)
         return won
 
-    async def _break(self, send: wire.Send) -> None:
+    async def _break(self, send: asgi.Send) -> None:
         self.line.outcome, self.line.code = "broken", "stream_broken"
         await wire.events(send, problems.event(problems.upstream("stream_broken")))
 

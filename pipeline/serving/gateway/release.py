@@ -23,7 +23,7 @@ from pipeline.registry import consume, layout, record, state, verify
 from pipeline.registry.pull import pull
 from pipeline.registry.row import Row
 from pipeline.registry.store import Store
-from pipeline.serving.gateway.offers import Offers, model_file, offers
+from pipeline.serving.gateway.offers import Offers, offers
 
 TOKENIZER = "tokenizer"
 
@@ -115,14 +115,14 @@ def tokenizer(source: Source, accepted: Accepted, now: datetime) -> Path:
     sizes = {
         entry.name: file.size
         for entry in accepted.manifest.predicate.variants
-        if entry.tier is Tier.TINY_EDGE and entry.format == "gguf" and (file := model_file(entry))
+        if entry.tier is Tier.TINY_EDGE and entry.format == "gguf" and (file := entry.model_file)
     }
     if not sizes:
         raise RegistryError(
             "the release has no tiny-edge variant in GGUF", hint="publish one: tokens are counted by it"
         )
     name, into = min(sizes, key=lambda n: (sizes[n], n)), source.folder / TOKENIZER
-    wanted = model_file(accepted.manifest.variant(name))
+    wanted = accepted.manifest.variant(name).model_file
     assert wanted is not None, "it is among the sizes"
     try:
         return pull(source.store(), accepted, name, into) / wanted.name

@@ -1,4 +1,4 @@
-"""ASGI in a few functions: read a bounded body, answer with bytes, begin a stream.
+"""A request's body within its bounds, and an answer as a stream of events.
 
 Rules: a body is read within its bounds and time; nothing is sent after a client left.
 """
@@ -6,19 +6,12 @@ Rules: a body is read within its bounds and time; nothing is sent after a client
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Awaitable
 
+from pipeline.serving.asgi import Headers, Message, Receive, Send
 from pipeline.serving.gateway.problems import Problem
 from pipeline.serving.gateway.settings import Limits
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Headers = Sequence[tuple[bytes, bytes]]
-
-_JSON = (b"content-type", b"application/json")
 _EVENTS: Headers = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -34,16 +27,13 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limits: Limit
     """Return a request's body; raises Problem where it is too large or slow, ClientLeftError where it never ends."""
     _check_length(headers.get(b"content-length"), limits)
     message = await _next(receive, limits.body_s)
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body"):
-        return _bounded(body, limits)
-    pieces, deadline = [body], asyncio.get_running_loop().time() + limits.body_s
+    body = bytearray(message.get("body", b""))
+    deadline = asyncio.get_running_loop().time() + limits.body_s
     while message.get("more_body"):
         _bounded(body, limits)
         message = await _next(receive, deadline - asyncio.get_running_loop().time())
-        pieces.append(message.get("body", b""))
-        body = b"".join(pieces) if len(pieces) % 64 == 0 else body + pieces[-1]
-    return _bounded(body, limits)
+        body += message.get("body", b"")
+    return bytes(_bounded(body, limits))
 
 
 async def _next(receive: Receive, patience_s: float) -> Message:
@@ -62,7 +52,7 @@ def _check_length(length: bytes | None, limits: Limits) -> None:
         raise _too_large(limits)
 
 
-def _bounded(body: bytes, limits: Limits) -> bytes:
+def _bounded(body: bytearray, limits: Limits) -> bytearray:
     if len(body) > limits.body_bytes:
         raise _too_large(limits)
     return body
@@ -76,13 +66,6 @@ def check_headers(headers: Headers, limits: Limits) -> None:
     """Raise Problem where a request's headers are too large."""
     if sum(len(name) + len(value) for name, value in headers) > limits.header_bytes:
         raise Problem(431, "headers_too_large", f"headers have at most {limits.header_bytes} bytes")
-
-
-async def answer(send: Send, status: int, body: bytes, headers: Headers = ()) -> None:
-    """Send a whole JSON answer."""
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *headers]})
-    await send({"type": "http.response.body", "body": body})
 
 
 async def begin_events(send: Send, headers: Headers) -> None:

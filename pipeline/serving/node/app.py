@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from pipeline.serving.asgi import Receive, Scope, Send, answer
 from pipeline.serving.node import metrics
-from pipeline.serving.node.proxy import PATHS, Proxy, Receive, Scope, Send, answer, refuse
+from pipeline.serving.node.proxy import PATHS, Proxy, refuse
 from pipeline.serving.node.state import NodeState
 from pipeline.serving.status import STATUS_PATH, ServerStatus, State
 
-_JSON, _TEXT = b"application/json", b"text/plain; charset=utf-8"
+_TEXT = b"text/plain; charset=utf-8"
 
 
 class Node(Protocol):
@@ -39,23 +40,23 @@ class App:
         elif scope["method"] not in {"GET", "HEAD"}:
             await refuse(send, 405 if path in _OWN else 404, f"there is no {scope['method']} {path[:80]} here")
         elif path == STATUS_PATH:
-            await answer(send, 200, self._node.status().model_dump_json().encode(), _JSON)
+            await answer(send, 200, self._node.status().model_dump_json().encode())
         elif path == "/healthz":
-            await answer(send, 200, b"ok\n", _TEXT)
+            await answer(send, 200, b"ok\n", kind=_TEXT)
         elif path == "/readyz":
             await self._ready(send)
         elif path == "/metrics":
             text = metrics.text(self._node.state, self._node.status(), self._node.engine_queue)
-            await answer(send, 200, text, metrics.CONTENT_TYPE)
+            await answer(send, 200, text, kind=metrics.CONTENT_TYPE)
         else:
             await refuse(send, 404, f"there is no {path[:80]} here")
 
     async def _ready(self, send: Send) -> None:
         status = self._node.status()
         if status.state is State.READY:
-            await answer(send, 200, b"ready\n", _TEXT)
+            await answer(send, 200, b"ready\n", kind=_TEXT)
         else:
-            await answer(send, 503, f"{status.state}: {status.reason or 'wait'}\n".encode(), _TEXT)
+            await answer(send, 503, f"{status.state}: {status.reason or 'wait'}\n".encode(), kind=_TEXT)
 
 
 _OWN = frozenset({STATUS_PATH, "/healthz", "/readyz", "/metrics"})

@@ -9,21 +9,15 @@ within an answer breaks it off, so that nobody takes half an answer for a whole 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 from yarl import URL
 
+from pipeline.serving.asgi import Headers, Receive, Scope, Send, answer, error
 from pipeline.serving.node.engine import Address
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 GENERATING = frozenset(
     {
@@ -175,20 +169,9 @@ class _Body:
         return piece, more
 
 
-async def refuse(send: Send, status: int, message: str, headers: list[tuple[bytes, bytes]] | None = None) -> None:
-    """Answer with an error in OpenAI's shape."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    document = {"error": {"message": message, "type": kind, "param": None, "code": None}}
-    await answer(send, status, json.dumps(document).encode(), b"application/json", headers)
-
-
-async def answer(
-    send: Send, status: int, body: bytes, kind: bytes, headers: list[tuple[bytes, bytes]] | None = None
-) -> None:
-    """Answer with a body of known length."""
-    fixed = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*fixed, *(headers or [])]})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+async def refuse(send: Send, status: int, message: str, headers: Headers = ()) -> None:
+    """Answer with an error."""
+    await answer(send, status, error(message, "invalid_request_error" if status < 500 else "server_error"), headers)
 
 
 def _url(address: Address, scope: Scope) -> URL:

@@ -22,6 +22,7 @@ from typing import Protocol
 from pipeline.catalog.names import Channel
 from pipeline.errors import PipelineError, Refusal, TrustError
 from pipeline.manifest.dsse import Opener
+from pipeline.manifest.evidence import File
 from pipeline.manifest.rules import Accepted, Seen
 from pipeline.manifest.statement import VariantEntry, runtime_name
 from pipeline.registry import activate, beneath, consume, pull, state, verify
@@ -52,7 +53,7 @@ class Held:
     @property
     def weights(self) -> Path:
         """The model file."""
-        return self.model / next(f.name for f in self.entry.files if f.name.endswith(".gguf"))
+        return self.model / self._file.name
 
     @property
     def golden(self) -> Path:
@@ -67,7 +68,13 @@ class Held:
     @property
     def model_sha256(self) -> str:
         """The digest of the model file, as signed."""
-        return next(f.sha256 for f in self.entry.files if f.name.endswith(".gguf"))
+        return self._file.sha256
+
+    @property
+    def _file(self) -> File:
+        found = self.entry.model_file
+        assert found is not None, "a GGUF variant has one model file"
+        return found
 
 
 class Releases(Protocol):
