@@ -7,6 +7,9 @@ BIN    := $(VENV)/bin
 # Extra options for installing torch, e.g. TORCH_OPTIONS="--index-url <PyTorch's CPU wheel index>" to spare the CUDA build.
 TORCH_OPTIONS ?=
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+# Tests wait for processes a good deal of their time, so that there is one worker more than processors.
+# Options for `make test`, e.g. TESTS="--durations=20 tests/unit".
+TESTS  ?=
 TIERS  := tiny-edge mid-tier large
 SAY    := @printf '\n==> %s\n'
 # In a job of GitHub Actions, the commands of .venv for the steps that follow.
@@ -16,8 +19,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-base emulators runtimes release report test check fix rebuild bench bench-gateway lock train-demo kernel-costs schema clean
-.PHONY: ci-build ci-gate ci-summary image-files image-sign $(TIERS)
+.PHONY: help setup setup-base setup-control emulators runtimes release report demo lab test check fix rebuild bench bench-gateway bench-delta bench-faults bench-simulation bench-control bench-forecast bench-scheduler lock train-demo kernel-costs schema clean
+.PHONY: ci-build ci-gate ci-kubeconfig ci-summary image-files image-sign $(TIERS)
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  \t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -26,6 +29,9 @@ setup: $(VENV)/.ready ## create .venv with everything pinned, and compile llama.
 	$(STEPS)
 
 setup-base: $(VENV)/.base ## create .venv with what verifies, signs and checks GGUF files: no torch, no compiler
+	$(STEPS)
+
+setup-control: $(VENV)/.control ## create .venv with what deploys and steers: no torch, no compiler
 	$(STEPS)
 
 emulators: ## install QEMU's user mode where it is missing (through sudo, unless this is root)
@@ -55,9 +61,16 @@ $(TIERS):
 report: $(VENV)/.ready ## write the report of what was built, or why the gate refused it: build/report/
 	@edge-release report
 
+demo: $(VENV)/.dev ## serve the release: two nodes, a large server, the gateway; show where requests go (Ctrl-C ends it)
+	$(SAY) 'the release, served'
+	@edge-release demo
+
+lab: $(VENV)/.dev ## load, break, measure and tune four nodes, a large server, gateway and controller on this machine (docs/lab.md)
+	@edge-release lab
+
 test: runtimes $(VENV)/.dev ## run the tests (those that need a service say how to enable them)
 	$(SAY) 'testing'
-	@python -m pytest -n auto --dist loadfile -m "not workflow"
+	@python -m pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder -m "not workflow and not kube" $(TESTS)
 
 check: $(VENV)/.dev ## lint, types, import contracts, workflow and schema checks
 	$(SAY) 'ruff'
@@ -84,8 +97,27 @@ bench: $(VENV)/.ready ## measure quantize and verify beside their peers
 	@python -m tests.bench.bench_quantize
 	@python -m tests.bench.bench_verify
 
-bench-gateway: $(VENV)/.dev ## measure what the gateway costs, beside a bare proxy
+bench-gateway: $(VENV)/.dev ## measure what the gateway costs beside nginx, Envoy and LiteLLM, and what it adds to a server's time
 	@python -m tests.bench.bench_gateway
+	@python -m tests.bench.bench_overhead
+
+bench-delta: $(VENV)/.dev ## measure what an update moves beside whole files, zstd patches and content-defined chunks (needs zstd)
+	@python -m tests.bench.bench_delta
+
+bench-scheduler: $(VENV)/.dev ## measure how long kube-scheduler waits for the extender at 1,000 nodes
+	@python -m tests.bench.bench_scheduler
+
+bench-faults: $(VENV)/.dev ## kill, freeze, slow down and switch what stands behind the gateway under load (25 minutes)
+	@python -m tests.bench.bench_faults
+
+bench-control: $(VENV)/.dev ## measure what a decision of the controller costs over 10,000 nodes
+	@python -m tests.bench.bench_control
+
+bench-forecast: $(VENV)/.dev ## compare pre-warming by forecast with reacting alone, on seeded weeks of traffic (some minutes)
+	@python -m tests.bench.bench_forecast
+
+bench-simulation: $(VENV)/.dev ## measure the simulation: requests a minute on one core, memory at 10,000 nodes; foresight against none
+	@python -m tests.bench.bench_simulation
 
 schema: $(VENV)/.ready ## write manifests/schema/ anew from the code
 	@python -m pipeline.stages.schema manifests/schema
@@ -97,7 +129,7 @@ train-demo: $(VENV)/.ready ## train the demo teacher again (long) and write its 
 	@edge-release train-demo --out models/demo
 
 lock: ## resolve requirements/*.in into pinned, hashed requirements/*.txt
-	@for f in all build serve base; do uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header \
+	@for f in all build control serve envoy base; do uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header \
 		--python-version 3.11 $$(test $$f = all || echo --constraint requirements/all.txt) \
 		requirements/$$f.in --output-file requirements/$$f.txt || exit; done
 
@@ -120,6 +152,9 @@ ci-gate: $(VENV)/.ready emulators ## in CI: the same for PARTS, then take the st
 	@dvc repro --pull
 	@dvc repro --force --single-item manifest
 	@dvc push --run-cache
+
+ci-kubeconfig: ## in CI: write KUBECONFIG_DATA to build/kubeconfig, for this user alone
+	@mkdir -p build && umask 077 && printenv KUBECONFIG_DATA > build/kubeconfig
 
 ci-summary: ## in CI: show build/report/report.md as the job's summary
 	@cat build/report/report.md >> "$$GITHUB_STEP_SUMMARY"
@@ -154,6 +189,13 @@ $(VENV)/.ready: requirements/build.txt pyproject.toml pipeline/toolchain/source.
 $(VENV)/.dev: requirements/all.txt $(VENV)/.ready
 	$(SAY) 'installing what serves, tests and lints'
 	@$(PIP) install --quiet --no-compile --no-deps --require-hashes -r requirements/all.txt
+	@touch $@
+
+$(VENV)/.control: requirements/control.txt pyproject.toml
+	$(SAY) 'creating $(VENV) with what deploys and steers'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --no-deps --require-hashes -r requirements/control.txt
+	@$(PIP) install --quiet --no-deps --editable .
 	@touch $@
 
 $(VENV)/.base: requirements/base.txt pyproject.toml

@@ -101,3 +101,9 @@ class TrustError(PipelineError):
         super().__init__(message, hint=hint)
         self.refusal = refusal
         self.exit_code = refusal.value
+
+
+def in_a_line(error: Exception) -> str:
+    """Return what an error says, in one line; with its kind where it is none of ours."""
+    said = error.message if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
+    return " ".join(said.split())

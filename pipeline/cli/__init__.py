@@ -15,7 +15,24 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from pipeline.cli import actions, build, certs, consume, gateway, output, recipe, release, report, serve
+from pipeline.cli import (
+    actions,
+    build,
+    certs,
+    consume,
+    controller,
+    deploy,
+    gateway,
+    lab,
+    output,
+    picker,
+    recipe,
+    release,
+    report,
+    scheduler,
+    serve,
+    simulate,
+)
 from pipeline.errors import PipelineError
 
 _ABOUT = """From one teacher model to a signed release of variants, each proven on its own kind of machine.
@@ -35,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"edge-release {version('edge-release')}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (consume, release, report, build, recipe, serve, gateway, certs, actions):
+    serving = serve, gateway, picker, controller, scheduler, deploy
+    for group in (consume, release, report, build, recipe, *serving, certs, lab, simulate, actions):
         group.add_commands(commands)
     return root
 

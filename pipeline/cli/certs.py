@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pipeline.cli import output
 from pipeline.cli.command import Commands, add
-from pipeline.serving import certs, tls
-from pipeline.serving.role import Role
+from pipeline.peers import tls
+from pipeline.peers.role import Role
+from pipeline.serving import certs
 
 
 def add_commands(commands: Commands) -> None:

@@ -65,7 +65,8 @@ def add_commands(commands: Commands) -> None:
     add_consumer_options(pulling)
 
 
-def _require_evidence(access: Access, accepted: Accepted, variant: str | None = None) -> None:
+def require_evidence(access: Access, accepted: Accepted, variant: str | None = None) -> None:
+    """Raise TrustError where evidence that the flags ask for is missing."""
     for runner in access.args.require_evidence:
         proof.require(accepted.manifest, runner, access.evidence_opener(runner), variant)
 
@@ -86,7 +87,8 @@ def fetch(access: Access) -> Accepted:
     )
 
 
-def _remember(access: Access, accepted: Accepted) -> None:
+def remember(access: Access, accepted: Accepted) -> None:
+    """Take note of a release that was used."""
     state.remember(access.state, accepted, allow_rollback=access.args.allow_rollback)
 
 
@@ -97,9 +99,9 @@ def _verify(args: argparse.Namespace) -> None:
             _verify_folder(access, progress)
             return
         accepted = fetch(access)
-        _require_evidence(access, accepted)
+        require_evidence(access, accepted)
         verify.verify_release(access.store, accepted, progress)
-    _remember(access, accepted)
+    remember(access, accepted)
     _report(args, accepted, f"{access.store.url}: ")
 
 
@@ -117,7 +119,7 @@ def _verify_folder(access: Access, progress: Progress) -> None:
         progress=progress,
     )
     if access.args.require_evidence:
-        _require_evidence(access, accepted, verify.held(access.args.folder, accepted))
+        require_evidence(access, accepted, verify.held(access.args.folder, accepted))
     _report(access.args, accepted, f"{access.args.folder}: ")
 
 
@@ -188,12 +190,26 @@ def _pull(args: argparse.Namespace) -> None:
         raise CatalogError(f"no variant or runtime {args.variant!r}", hint=f"choose one of {', '.join(names)}")
     access = Access(args)
     accepted = fetch(access)
-    _require_evidence(access, accepted, args.variant)
+    require_evidence(access, accepted, args.variant)
     with output.byte_bars() as progress:
-        folder = pull(access.store, accepted, variant=args.variant, into=args.into, progress=progress)
-    _remember(access, accepted)
+        pulled = pull(access.store, accepted, variant=args.variant, into=args.into, progress=progress)
+    remember(access, accepted)
     release = accepted.manifest.release
     if args.json:
-        output.emit({"variant": args.variant, "version": release.version, "folder": str(folder)})
+        output.emit(
+            {
+                "variant": args.variant,
+                "version": release.version,
+                "folder": str(pulled.folder),
+                "fetched_bytes": pulled.fetched,
+                "reused_bytes": pulled.reused,
+                "fetched_whole": list(pulled.whole),
+            }
+        )
         return
-    output.say(f"{args.variant} of release {release.line} {release.version} is active in {args.into / 'current'}")
+    for reason in pulled.whole:
+        output.note(reason)
+    output.say(
+        f"{args.variant} of release {release.line} {release.version} is active in {args.into / 'current'}: "
+        f"{pulled.fetched / 1e6:.2f} MB fetched, {pulled.reused / 1e6:.2f} MB were there"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,13 +43,12 @@ def fail(error: PipelineError, *, as_json: bool) -> int:
     return error.exit_code
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return an aligned table; the first column is left-aligned, the others right-aligned."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[str] | None = None) -> str:
+    """Return an aligned table; the columns named by `right` are right-aligned, without it all but the first."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    aligned = [str.rjust if (i > 0 if right is None else name in right) else str.ljust for i, name in enumerate(head)]
     lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
+        "  ".join(align(cell, w) for align, cell, w in zip(aligned, row, widths, strict=True))
         for row in [head, ["-" * w for w in widths], *rows]
     ]
     return "\n".join(line.rstrip() for line in lines)

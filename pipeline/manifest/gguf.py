@@ -98,11 +98,15 @@ Value = int | float | bool | str | Array
 
 @dataclass(frozen=True)
 class Header:
-    """What the file says of itself; tensors' shapes have the fastest dimension first, `alignment` is in bytes."""
+    """What the file says of itself; tensors' shapes have the fastest dimension first, `alignment` is in bytes.
+
+    `seams` are the offsets (bytes) at which a metadata entry or the list of tensors begins.
+    """
 
     metadata: Mapping[str, Value]
     tensors: tuple[Tensor, ...]
     alignment: int
+    seams: tuple[int, ...]
 
 
 def read_header(stream: BinaryIO, size: int) -> Header:
@@ -123,14 +127,15 @@ def read_header(stream: BinaryIO, size: int) -> Header:
     tensors, entries = cursor.number(8), cursor.number(8)
     if tensors > MAX_TENSORS or entries > MAX_ENTRIES:
         _refuse(f"{tensors} tensors and {entries} metadata entries are too many")
-    metadata, alignment = _metadata(cursor, entries)
+    metadata, alignment, seams = _metadata(cursor, entries)
     listed = [_listed(cursor) for _ in range(tensors)]
-    return Header(MappingProxyType(metadata), _placed(listed, cursor.position, alignment, size), alignment)
+    placed = _placed(listed, cursor.position, alignment, size)
+    return Header(MappingProxyType(metadata), placed, alignment, seams)
 
 
-def _metadata(cursor: _Cursor, entries: int) -> tuple[dict[str, Value], int]:
+def _metadata(cursor: _Cursor, entries: int) -> tuple[dict[str, Value], int, tuple[int, ...]]:
     metadata: dict[str, Value] = {}
-    alignment = DEFAULT_ALIGNMENT
+    alignment, seams = DEFAULT_ALIGNMENT, [cursor.position]
     for _ in range(entries):
         key, kind = cursor.name(MAX_KEY), cursor.number(4)
         if key in metadata or not key.isascii():
@@ -140,7 +145,8 @@ def _metadata(cursor: _Cursor, entries: int) -> tuple[dict[str, Value], int]:
             if kind != _UINT32 or not isinstance(value, int) or value.bit_count() != 1:
                 _refuse("the alignment is not a power of two")
             alignment = value
-    return metadata, alignment
+        seams.append(cursor.position)
+    return metadata, alignment, tuple(seams)
 
 
 def _value(cursor: _Cursor, kind: int) -> Value:

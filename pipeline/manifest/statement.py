@@ -16,6 +16,7 @@ from pydantic import AwareDatetime, Field
 from pipeline.catalog.names import FAMILY, Channel, RunnerClass, Target, Tier, Variant
 from pipeline.errors import Refusal, TrustError
 from pipeline.manifest import oms
+from pipeline.manifest.chunks import Index
 from pipeline.manifest.encoding import Record, Sha256, decode, sha256
 from pipeline.manifest.evidence import Certificate, Evidence, File, Measurement, Missing
 from pipeline.manifest.names import safe_name
@@ -90,8 +91,8 @@ class RuntimeEntry(Record):
 
 class VariantEntry(Record):
     """One variant: its files, how it was made, and the proof; `missing` are the checks that could not be made,
-    `search` how its recipe was found where it was not written out. One that is tuned to a prompt `family` stands beside
-    the variant for all prompts, and is called after both.
+    `search` how its recipe was found where it was not written out, `chunks` what an update compares its model files by.
+    One that is tuned to a prompt `family` stands beside the variant for all prompts, and is called after both.
     """
 
     name: str
@@ -108,6 +109,7 @@ class VariantEntry(Record):
     attestations: list[Attestation] = Field(default_factory=list)
     certificate: Certificate | None = None
     search: Found | None = None
+    chunks: list[Index] = Field(default_factory=list)
 
     @property
     def variant(self) -> Variant:
@@ -196,6 +198,12 @@ class Manifest(Record):
         """Return every file by its subject name, `<folder>/<file>`."""
         return {f"{e.name}/{f.name}": f for e in self.entries for f in e.files}
 
+    def indexes(self) -> dict[str, tuple[File, Index]]:
+        """Return every file that has a chunk index by its subject name, and the index."""
+        named = {f"{v.name}/{index.file}": index for v in self.predicate.variants for index in v.chunks}
+        files = self.files()
+        return {name: (files[name], index) for name, index in named.items()}
+
     def variant(self, name: str) -> VariantEntry:
         """Return the entry of a variant; raises KeyError when this release has none of that name."""
         return {v.name: v for v in self.predicate.variants}[name]
@@ -251,6 +259,7 @@ def _consistent(manifest: Manifest) -> None:
     if len(set(names)) != len(names) or names != wanted:
         raise TrustError(Refusal.MALFORMED, "a variant's name is not its tier, target and family, or stands twice")
     _creatable({name.casefold() for name in subjects})
+    _indexed(manifest)
 
 
 def _creatable(names: set[str]) -> None:
@@ -259,6 +268,13 @@ def _creatable(names: set[str]) -> None:
     beside = {name for name in names if name.split("/")[1] in oms.IGNORED}
     if wrong := sorted(folders & names | beside):
         raise TrustError(Refusal.UNSAFE_NAME, f"{wrong[0]!r} is a folder's name too, or one kept for signatures")
+
+
+def _indexed(manifest: Manifest) -> None:
+    for entry in manifest.predicate.variants:
+        indexed = [index.file for index in entry.chunks]
+        if len(set(indexed)) != len(indexed) or not set(indexed) <= {f.name for f in entry.files}:
+            raise TrustError(Refusal.MALFORMED, f"{entry.name}: a chunk index is of no file of it, or stands twice")
 
 
 def _listed(manifest: Manifest) -> int:

@@ -6,7 +6,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.errors import ToolError
+from pipeline.errors import ConflictError, ToolError
 from pipeline.ports import process
 
 _HINT = "a release is made from a commit: run this in a git clone, with at least one commit"
@@ -39,6 +39,53 @@ def modified(root: Path, *, ignore: frozenset[str]) -> list[str]:
 def clone(root: Path, into: Path) -> None:
     """Clone the repository of `root` at its HEAD into a new folder."""
     _git(root, "clone", "--quiet", "--no-hardlinks", str(root.resolve()), str(into))
+
+
+def is_work_tree(source: str) -> bool:
+    """Return whether a source is a folder with files of a repository, not a bare one or one elsewhere."""
+    if not Path(source).is_dir():
+        return False
+    try:
+        return _git(Path(source), "rev-parse", "--is-inside-work-tree").strip() == "true"
+    except ToolError:
+        return False
+
+
+def fetch(source: str, into: Path, branch: str | None = None) -> None:
+    """Clone a branch, or the one that HEAD names, from a folder or an address into a new folder."""
+    wanted = ["--branch", branch] if branch else []
+    hint = "check the repository's address, its branch, and who may read it"
+    process.run(["git", "clone", "--quiet", "--depth=1", "--no-local", *wanted, "--", source, into], hint=hint)
+
+
+def commit_folder(root: Path, folder: str, message: str) -> str | None:
+    """Commit what changed below a folder, and nothing else; return the commit, None where nothing changed."""
+    _git(root, "add", "--all", "--", folder)
+    if not _git(root, "status", "--porcelain", "--", folder).strip():
+        return None
+    # Signing is left to what the user configured; an author is named where none is.
+    known = all(_has(root, f"user.{what}") for what in ("name", "email"))
+    nobody = ["-c", "user.name=edge-release", "-c", "user.email=edge-release@localhost"]
+    _git(root, *([] if known else nobody), "commit", "--quiet", f"--message={message}", "--", folder)
+    return commit(root)
+
+
+def push(root: Path) -> None:
+    """Push HEAD to where it was cloned from; raises ConflictError where somebody pushed meanwhile."""
+    try:
+        branch = _git(root, "symbolic-ref", "--short", "HEAD").strip()
+        _git(root, "-c", "advice.pushUpdateRejected=false", "push", "--quiet", "origin", f"HEAD:refs/heads/{branch}")
+    except ToolError as e:
+        if any(word in e.message for word in ("[rejected]", "[remote rejected]", "cannot lock ref")):
+            raise ConflictError("somebody pushed meanwhile", hint="run it again") from e
+        raise ToolError(e.message, hint="check who may push there") from e
+
+
+def _has(root: Path, name: str) -> bool:
+    try:
+        return bool(_git(root, "config", "--get", name).strip())
+    except ToolError:
+        return False
 
 
 def _git(root: Path, *args: str) -> str:

@@ -253,6 +253,11 @@ class Session:
             raise ToolError(f"{self._path.name}: llama.cpp cannot tokenize {text[:40]!r}", hint="shorten the text")
         return list(ids[:count])
 
+    def count(self, text: str) -> int:
+        """Return how many ids `tokenize` gives for `text` without the model's own tokens."""
+        data = text.encode()
+        return -int(self._api.llama_tokenize(self._vocab, data, len(data), None, 0, False, True))
+
     def turn(self, prompt: str, answer: str | None = None) -> list[int]:
         """Return the ids of `chat(prompt, answer)`; raises as `chat` and `tokenize` do."""
         return self.tokenize(self.chat(prompt, answer))

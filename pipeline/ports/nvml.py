@@ -61,6 +61,16 @@ class Gpu:
     links: tuple[Link, ...]
 
 
+@dataclass(frozen=True)
+class Use:
+    """How much of a GPU is in use: bytes free and in all, and how many of its NVLinks are active."""
+
+    index: int
+    free_bytes: int | None
+    memory_bytes: int | None
+    links: int
+
+
 class Session:
     """The library while it is initialised."""
 
@@ -70,6 +80,10 @@ class Session:
     def gpus(self) -> tuple[Gpu, ...]:
         """Return the GPUs in the driver's order, which is that of PCI bus ids."""
         return tuple(self._gpu(index) for index in range(self._api.nvmlDeviceGetCount()))
+
+    def uses(self) -> tuple[Use, ...]:
+        """Return how much of each GPU is in use, in the driver's order."""
+        return tuple(self._use(index) for index in range(self._api.nvmlDeviceGetCount()))
 
     def topology(self, gpus: Sequence[Gpu]) -> tuple[tuple[str, ...], ...]:
         """Return the path between each pair of GPUs: `X`, `NV<links>`, `PIX`, `PXB`, `PHB`, `NODE`, `SYS` or `unknown`.
@@ -106,11 +120,21 @@ class Session:
             links=tuple(self._links(handle)),
         )
 
-    def _links(self, handle: Any) -> Iterator[Link]:
+    def _use(self, index: int) -> Use:
+        handle = self._api.nvmlDeviceGetHandleByIndex(index)
+        memory = self._maybe("nvmlDeviceGetMemoryInfo", handle)
+        free, total = (None, None) if memory is None else (int(memory.free), int(memory.total))
+        return Use(index, free, total, sum(1 for _ in self._active(handle)))
+
+    def _active(self, handle: Any) -> Iterator[int]:
         for link in range(self._api.NVML_NVLINK_MAX_LINKS):
             if self._maybe("nvmlDeviceGetNvLinkState", handle, link) == ACTIVE:
-                version = self._maybe("nvmlDeviceGetNvLinkVersion", handle, link)
-                yield Link(link, VERSIONS.get(version, UNKNOWN), self._speed(handle, link), self._peer(handle, link))
+                yield link
+
+    def _links(self, handle: Any) -> Iterator[Link]:
+        for link in self._active(handle):
+            version = self._maybe("nvmlDeviceGetNvLinkVersion", handle, link)
+            yield Link(link, VERSIONS.get(version, UNKNOWN), self._speed(handle, link), self._peer(handle, link))
 
     def _speed(self, handle: Any, link: int) -> int | None:
         fields = self._maybe("nvmlDeviceGetFieldValues", handle, [(self._api.NVML_FI_DEV_NVLINK_GET_SPEED, link)])
@@ -175,6 +199,12 @@ def gpus(api: Any = None) -> tuple[Gpu, ...]:
     """Return this machine's GPUs, none where there is no driver; raises ToolError as `session` does."""
     with session(api) as opened:
         return opened.gpus() if opened else ()
+
+
+def uses(api: Any = None) -> tuple[Use, ...]:
+    """Return how much of each GPU is in use, nothing where there is no driver; raises ToolError as `session` does."""
+    with session(api) as opened:
+        return opened.uses() if opened else ()
 
 
 def topology(api: Any = None) -> tuple[tuple[str, ...], ...]:

@@ -1,4 +1,4 @@
-"""The one place that starts programs.
+"""The one place that starts programs, and asks the system for what concerns this process as a whole.
 
 Rules: a list of arguments, never a shell; no inherited standard input; a failure names the program and ends with the
 last lines it printed.
@@ -6,8 +6,10 @@ last lines it printed.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +29,23 @@ def find(program: str, hint: str) -> str:
 def processors() -> int:
     """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when the one that started it dies, however it dies (prctl(2))."""
+    pr_set_pdeathsig = 1  # <linux/prctl.h>
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def give_back_buffers() -> None:
+    """Let freed buffers of 128 KiB or more go back to the system at once, for as long as this process lives.
+
+    glibc stops doing so for sizes it has seen freed (mallopt(3), M_MMAP_THRESHOLD), and a server's memory then grows
+    with each wave of TLS connections: uvloop has a buffer of 256 KiB for each.
+    """
+    m_mmap_threshold = -3  # <malloc.h>
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):  # musl's malloc has none, and no such memory
+        libc.mallopt(m_mmap_threshold, 128 << 10)
 
 
 def run(

@@ -66,6 +66,19 @@ def fetch(
     )
 
 
+def newer(
+    store: Store, *, opener: Opener, line: str, channel: Channel, seen: Seen, now: datetime, held: str | None
+) -> Accepted | None:
+    """Return the release a channel points to, None where that is the one `held`, by its manifest's hex SHA-256.
+
+    Raises as `fetch`.
+    """
+    found = Row(store, opener, line, channel).latest(seen)
+    if found and found[0].manifest_sha256 == held:
+        return None
+    return fetch(store, opener=opener, line=line, seen=seen, now=now, channel=channel)
+
+
 def releases(store: Store, line: str) -> list[int]:
     """Return the versions published under a line, ascending."""
     prefix = layout.releases(line)

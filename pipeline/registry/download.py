@@ -10,16 +10,18 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import BinaryIO
 
 from pipeline.errors import Refusal, RegistryError, TrustError
 from pipeline.manifest.evidence import File
 from pipeline.registry import beneath, streams
-from pipeline.registry.store import Store
+
+# A file's bytes from an offset on.
+Source = Callable[[int], AbstractContextManager[BinaryIO]]
 
 
-def download(store: Store, wanted: File, partial: int, advance: Callable[[int], None]) -> None:
+def download(source: Source, wanted: File, partial: int, advance: Callable[[int], None]) -> None:
     """Bring a file whole and checked to `<digest>` in the folder of partial files.
 
     Raises:
@@ -31,7 +33,7 @@ def download(store: Store, wanted: File, partial: int, advance: Callable[[int], 
     with _partial(partial, wanted) as out:
         have = streams.copy(out, None, wanted.size, hasher, advance)
         if have < wanted.size:
-            with store.open_blob(wanted.sha256, have) as stream:
+            with source(have) as stream:
                 have += streams.copy(stream, out, wanted.size - have, hasher, advance)
         out.flush()
         os.fsync(out.fileno())

@@ -73,13 +73,15 @@ class FolderStore:
             return None
 
     @contextmanager
-    def open_blob(self, digest: str, offset: int = 0) -> Iterator[BinaryIO]:
+    def open_blob(self, digest: str, offset: int = 0, length: int | None = None) -> Iterator[BinaryIO]:
         with ExitStack() as stack:
             try:
                 f = stack.enter_context(self._opened(layout.blob(digest)))
             except FileNotFoundError as e:
                 raise TrustError(Refusal.MISSING_FILE, f"the registry lacks the file {digest[:16]}…") from e
             f.seek(offset)
+            if length is not None:
+                f = streams.Limited(f, length)  # type: ignore[assignment]  # a RawIOBase is a BinaryIO in all that is used
             yield f  # what the caller's block raises is not the registry's fault and passes unchanged
 
     def create(self, name: str, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Publish a signed release: its files, then its record, then the channel.
+"""Publish a signed release: its files and their chunk indexes, then its record, then the channel.
 
 Rules: nothing is uploaded before the release passes the checks its consumers will make; the order makes a half release
 invisible wherever this is interrupted, and repeating it finishes the job; nothing that is published is ever changed.
@@ -20,7 +20,7 @@ from pipeline.manifest.pointer import PointerPredicate
 from pipeline.manifest.rules import Accepted, Bundles, Seen
 from pipeline.manifest.statement import Manifest
 from pipeline.ports.keys import Signer
-from pipeline.registry import consume, layout, record
+from pipeline.registry import consume, indexes, layout, record
 from pipeline.registry.row import Row
 from pipeline.registry.store import Progress, Store, silent
 from pipeline.registry.streams import Meter
@@ -72,6 +72,8 @@ def publish(
     _check_forward(row, manifest)
     there = _is_published(store, accepted, opener=opener, now=now)
     stored, skipped = _store_files(store, manifest.files(), release.files, progress)
+    for name, (file, index) in manifest.indexes().items():
+        indexes.put(store, index, file, release.files[name])
     if not there:
         _create(store, accepted, opener=opener, now=now)
     return Published(accepted, stored, skipped, _move(row, accepted, signer))

@@ -8,8 +8,9 @@
 `stage` brings a version and `use` activates it; `pull` does both.
 
 Rules: `current` changes only after every byte of the new version was checked; what is on disk already is checked again
-and linked instead of fetched; no more bytes are written than the manifest says; links below INTO are never written
-through. Whatever interrupts this, repeating it finishes the job.
+and linked instead of fetched; of a model that changed only the changed chunks are fetched, and the whole file where
+that cannot be done; no more bytes are written than the manifest says; links below INTO are never written through.
+Whatever interrupts this, repeating it finishes the job.
 
 The stock verifier does not follow a link either: `cd INTO/current && model_signing verify … --signature model.sig .`
 """
@@ -23,22 +24,37 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from pipeline.errors import ConflictError, RegistryError, StageError, TrustError
-from pipeline.manifest import dsse, oms, statement
+from pipeline.errors import ConflictError, Refusal, RegistryError, StageError, TrustError
+from pipeline.manifest import oms
+from pipeline.manifest.chunks import Index
 from pipeline.manifest.evidence import File
 from pipeline.manifest.rules import Accepted
 from pipeline.manifest.statement import RuntimeEntry, VariantEntry
-from pipeline.registry import activate, beneath, layout, record, tree
-from pipeline.registry.download import download, partial_size
+from pipeline.registry import activate, beneath, indexes, kept, record, tree
+from pipeline.registry.counted import Counted
+from pipeline.registry.delta import Rebuilt, places
+from pipeline.registry.download import Source, download, partial_size
 from pipeline.registry.store import Progress, Store, silent
 from pipeline.registry.streams import Meter
-from pipeline.registry.verify import BESIDE, check_blob, held_variant
+from pipeline.registry.verify import BESIDE, check_blob
 
 PARTIAL = ".partial"
 _AGAIN = "free space, then pull again: what came so far is kept"
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A version's folder, the bytes that came from the registry for it, those that were on the disk already, and why
+    files of which a part was on the disk were fetched whole."""
+
+    folder: Path
+    fetched: int
+    reused: int
+    whole: tuple[str, ...] = ()
 
 
 def free_bytes(folder: Path) -> int:
@@ -55,8 +71,8 @@ def pull(
     progress: Progress = silent,
     *,
     free: Callable[[Path], int] = free_bytes,
-) -> Path:
-    """Bring a variant or runtime into `into`, activate it, and return its version's folder.
+) -> Pulled:
+    """Bring a variant or runtime into `into`, activate it, and return what was done.
 
     Args:
         accepted: by `consume.fetch`; remember its `seen` when this is done.
@@ -67,9 +83,9 @@ def pull(
         StageError: the disk is full, or the folder cannot be written.
         ConflictError: another pull into this folder is running.
     """
-    folder = stage(store, accepted, variant, into, progress, free=free)
+    pulled = stage(store, accepted, variant, into, progress, free=free)
     use(into, accepted.manifest.release.version)
-    return folder
+    return pulled
 
 
 def stage(
@@ -80,8 +96,8 @@ def stage(
     progress: Progress = silent,
     *,
     free: Callable[[Path], int] = free_bytes,
-) -> Path:
-    """Bring a variant or runtime into `into` beside the active version, and return its version's folder.
+) -> Pulled:
+    """Bring a variant or runtime into `into` beside the active version, and return what was done.
 
     It stays until another one is brought, or for good once `use` activated it. Raises as `pull`.
     """
@@ -94,11 +110,13 @@ def stage(
         beneath.folder(root, PARTIAL, create=True) as partial,
     ):
         job = _Job(store, accepted, entry, versions, partial, Meter(progress, sum(f.size for f in entry.files)))
-        if not job.is_done(version):
+        if job.is_done(version):
+            job.moved.reused = sum(f.size for f in entry.files)
+        else:
             job.build(version, free(into))
         activate.prune(root, versions, besides=version)
         _empty(partial)
-    return into / activate.VERSIONS / version
+    return Pulled(into / activate.VERSIONS / version, job.moved.fetched, job.moved.reused, tuple(job.whole))
 
 
 def use(into: Path, version: int) -> None:
@@ -125,6 +143,12 @@ class _Job:
     versions: int
     partial: int
     meter: Meter
+    whole: list[str] = field(default_factory=list)
+
+    @cached_property
+    def moved(self) -> Counted:
+        """The registry, and how much was fetched from it."""
+        return Counted(self.store)
 
     def is_done(self, version: str) -> bool:
         """Return whether the version's folder is there and right."""
@@ -132,7 +156,7 @@ class _Job:
             with beneath.folder(self.versions, version) as folder:
                 tree.check_shape(folder, self.entry.files, beside=BESIDE)
                 right = all(tree.holds(folder, f) for f in self.entry.files)
-                return right and all(_reads(folder, name, data) for name, data in self._beside().items())
+                return right and all(kept.read(folder, name) == data for name, data in self._beside().items())
         except FileNotFoundError:
             return False
         except TrustError:
@@ -166,11 +190,11 @@ class _Job:
 
     def _fill(self, folder: int, staging: str, free: int) -> None:
         missing = [f for f in self.entry.files if not tree.holds(folder, f)]
-        sources = self._on_disk(missing)
+        sources = kept.paths(self.versions, missing)
         self._check_room([f for f in missing if f.sha256 not in sources], free)
         for wanted in self.entry.files:
             if wanted not in missing:
-                self.meter.step(wanted.name)(wanted.size)
+                self._reuse(wanted)
                 continue
             self._place(wanted, folder, sources.get(wanted.sha256))
             sources[wanted.sha256] = f"{staging}/{wanted.name}"
@@ -190,22 +214,56 @@ class _Job:
             if source is not None:
                 beneath.remove(target, last)
                 _link(self.versions, source, target, last)
-                self.meter.step(wanted.name)(wanted.size)
+                self._reuse(wanted)
             else:
-                download(self.store, wanted, self.partial, self.meter.step(wanted.name))
+                self._bring(wanted)
                 os.rename(wanted.sha256, last, src_dir_fd=self.partial, dst_dir_fd=target)
             os.fsync(target)
 
-    def _on_disk(self, wanted: list[File]) -> dict[str, str]:
-        """Return where among the kept versions wanted files lie, by digest; each was checked again."""
-        found: dict[str, str] = {}
-        for version in activate.kept(self.versions):
-            listed = {f.sha256: f"{version}/{f.name}" for f in _listed(self.versions, version)}
-            for f in wanted:
-                path = listed.get(f.sha256)
-                if path and f.sha256 not in found and tree.holds(self.versions, f.model_copy(update={"name": path})):
-                    found[f.sha256] = path
-        return found
+    def _reuse(self, wanted: File) -> None:
+        self.moved.reuse(wanted.size)
+        self.meter.step(wanted.name)(wanted.size)
+
+    def _bring(self, wanted: File) -> None:
+        """Bring a file into the folder of partial files: what changed of it, or the whole."""
+        rebuilt, done, reused = self._rebuilt(wanted), self.meter.done, self.moved.reused
+        if rebuilt is not None:
+            try:
+                self._download(rebuilt, wanted)
+            except TrustError as e:
+                if e.refusal is not Refusal.TAMPERED:
+                    raise
+                self._fall_back(wanted, e)
+                self.meter.rewind(done)
+                self.moved.reused = reused
+                beneath.remove(self.partial, wanted.sha256)
+            else:
+                return
+        self._download(lambda start: self.moved.open_blob(wanted.sha256, start), wanted)
+
+    def _download(self, source: Source, wanted: File) -> None:
+        download(source, wanted, self.partial, self.meter.step(wanted.name, self.moved.told))
+
+    def _rebuilt(self, wanted: File) -> Source | None:
+        """Return a file made of what is on the disk and what changed, where there is anything of it on the disk."""
+        signed = self._indexes.get(wanted.name)
+        if signed is None or not (models := kept.models(self.versions)):
+            return None
+        try:
+            chunks = indexes.load(self.moved, signed, wanted)
+        except TrustError as e:
+            self._fall_back(wanted, e)
+            return None
+        found = places(self.versions, models, chunks)
+        rebuilt = Rebuilt(self.moved, wanted.sha256, chunks, found, self.versions)
+        return rebuilt.open if found else None
+
+    def _fall_back(self, wanted: File, error: TrustError) -> None:
+        self.whole.append(f"{wanted.name} was fetched whole: {error.message}")
+
+    @property
+    def _indexes(self) -> dict[str, Index]:
+        return {} if isinstance(self.entry, RuntimeEntry) else {index.file: index for index in self.entry.chunks}
 
     def _beside(self) -> dict[str, bytes]:
         bundles = self.accepted.bundles
@@ -260,27 +318,6 @@ def _link(versions: int, source: str, target: int, name: str) -> None:
         with beneath.file(versions, source) as f, beneath.fresh(target) as (temporary, copy):
             shutil.copyfileobj(f, copy, 1 << 20)
         os.rename(temporary, name, src_dir_fd=target, dst_dir_fd=target)
-
-
-def _listed(versions: int, version: str) -> list[File]:
-    """Return what a kept version says it holds: only a hint where to look, for its files are checked again."""
-    try:
-        with beneath.folder(versions, version) as folder:
-            bundles = record.decode(_read(folder, record.FILE))
-            signature = _read(folder, oms.SIGNATURE_FILE)
-        manifest = statement.parse(dsse.unverified_payload(bundles.manifest))
-        return held_variant(manifest, bundles, signature).files
-    except (TrustError, OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _reads(folder: int, name: str, data: bytes) -> bool:
-    return _read(folder, name) == data
-
-
-def _read(folder: int, name: str) -> bytes:
-    with beneath.file(folder, name) as f:
-        return f.read(layout.MAX_RECORD)
 
 
 @contextmanager

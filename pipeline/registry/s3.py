@@ -131,12 +131,12 @@ class S3Store:
         return self._size(layout.blob(digest))
 
     @contextmanager
-    def open_blob(self, digest: str, offset: int = 0) -> Iterator[BinaryIO]:
+    def open_blob(self, digest: str, offset: int = 0, length: int | None = None) -> Iterator[BinaryIO]:
         name = layout.blob(digest)
-        size = self._size(name)
-        if size is None:
+        end = self._size(name) if length is None else offset + length
+        if end is None:
             raise TrustError(Refusal.MISSING_FILE, f"the registry lacks the file {digest[:16]}…")
-        with _Body(lambda start: self._get(name, start), offset, size, self._limits.attempts) as body:
+        with _Body(lambda start: self._get(name, start, end), offset, end, self._limits.attempts) as body:
             yield body  # type: ignore[misc]  # a RawIOBase is a BinaryIO in all that is used of it
 
     def create(self, name: str, data: bytes) -> None:
@@ -157,7 +157,7 @@ class S3Store:
             return None
         if size > limit:
             raise TrustError(Refusal.OVERSIZED, f"{name} has more than the {limit} bytes that are read")
-        with _Body(lambda start: self._get(name, start), 0, size, self._limits.attempts) as body:
+        with _Body(lambda start: self._get(name, start, size), 0, size, self._limits.attempts) as body:
             return body.readall()
 
     def names(self, prefix: str, after: str = "") -> list[str]:
@@ -179,10 +179,10 @@ class S3Store:
         sizes = {item["Key"]: int(item["Size"]) for item in page.get("Contents", [])}
         return sizes.get(key)
 
-    def _get(self, name: str, start: int) -> Any:
+    def _get(self, name: str, start: int, end: int) -> Any:
         with _translated(self.url):
-            span = {"Range": f"bytes={start}-"} if start else {}
-            return self.client.get_object(Bucket=self._bucket, Key=self._key(name), **span)["Body"]
+            span = f"bytes={start}-{end - 1}"
+            return self.client.get_object(Bucket=self._bucket, Key=self._key(name), Range=span)["Body"]
 
     def _key(self, name: str) -> str:
         return self._prefix + name
@@ -205,12 +205,13 @@ class _Sum:
 
 
 class _Body(io.RawIOBase):
-    """An object's bytes; where the connection breaks it goes on from there, a bounded number of times in a row."""
+    """An object's bytes up to `end`; where the connection breaks it goes on from there, a bounded number of times in a
+    row."""
 
-    def __init__(self, get: Callable[[int], Any], offset: int, size: int, attempts: int) -> None:
+    def __init__(self, get: Callable[[int], Any], offset: int, end: int, attempts: int) -> None:
         self._get = get
         self._at = offset
-        self._size = size
+        self._end = end
         self._attempts = attempts
         self._body: Any = None
 
@@ -218,10 +219,10 @@ class _Body(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        if self._at >= self._size:
+        if self._at >= self._end:
             return 0
         for attempt in range(self._attempts):
-            data = self._attempt(min(len(buffer), self._size - self._at), last=attempt + 1 == self._attempts)
+            data = self._attempt(min(len(buffer), self._end - self._at), last=attempt + 1 == self._attempts)
             if data:
                 buffer[: len(data)] = data
                 self._at += len(data)
@@ -265,7 +266,10 @@ def _translated(address: str) -> Iterator[None]:
     try:
         yield
     except ClientError as e:
-        raise _refused(address, str(e.response.get("Error", {}).get("Code", "?"))) from e
+        code = str(e.response.get("Error", {}).get("Code", "?"))
+        if code in _ABSENT:
+            raise TrustError(Refusal.MISSING_FILE, f"{address}: an object that was asked for is not there") from e
+        raise _refused(address, code) from e
     except (BotoCoreError, Boto3Error) as e:
         raise _unusable(address, e) from e
 

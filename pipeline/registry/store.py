@@ -22,7 +22,15 @@ def silent(done: int, total: int, label: str) -> None:
     """Report nothing."""
 
 
-class Store(Protocol):
+class Blobs(Protocol):
+    """Files by their digest."""
+
+    def open_blob(self, digest: str, offset: int = 0, length: int | None = None) -> AbstractContextManager[BinaryIO]:
+        """Yield a blob's bytes from `offset` on, at most `length`; a missing blob is a TrustError MISSING_FILE."""
+        ...
+
+
+class Store(Blobs, Protocol):
     """A folder or a bucket; every method raises RegistryError where the registry cannot be used."""
 
     @property
@@ -40,10 +48,6 @@ class Store(Protocol):
 
     def blob_size(self, digest: str) -> int | None:
         """Return a blob's size in bytes, or None where there is none."""
-        ...
-
-    def open_blob(self, digest: str, offset: int = 0) -> AbstractContextManager[BinaryIO]:
-        """Yield a blob's bytes from `offset` on; a missing blob is a TrustError MISSING_FILE."""
         ...
 
     def create(self, name: str, data: bytes) -> None:

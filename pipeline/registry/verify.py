@@ -10,11 +10,12 @@ from pathlib import Path
 
 from pipeline.errors import Refusal, RegistryError, TrustError
 from pipeline.manifest import oms, rules, statement
+from pipeline.manifest.chunks import Index
 from pipeline.manifest.dsse import Opener, check_size
 from pipeline.manifest.evidence import File
 from pipeline.manifest.rules import Accepted, Bundles, Seen
 from pipeline.manifest.statement import Manifest, RuntimeEntry, VariantEntry
-from pipeline.registry import beneath, headers, layout, record, streams, tree
+from pipeline.registry import beneath, headers, indexes, layout, record, streams, tree
 from pipeline.registry.store import Progress, Store, silent
 
 BESIDE = frozenset({oms.SIGNATURE_FILE, record.FILE})
@@ -38,15 +39,19 @@ def verify_release(store: Store, accepted: Accepted, progress: Progress = silent
         if headers.has_header(name):
             with store.open_blob(wanted.sha256) as stream:
                 headers.check(name, stream, wanted.size)
+    for wanted, index in accepted.manifest.indexes().values():
+        indexes.load(store, index, wanted)
 
 
 def check_present(store: Store, manifest: Manifest) -> None:
     """Check that every file of a release is in the registry with its size; raises TrustError."""
     for name, wanted in manifest.files().items():
         check_blob(store, name, wanted)
+    for name, (_, index) in manifest.indexes().items():
+        check_blob(store, f"{name}'s chunk index", index)
 
 
-def check_blob(store: Store, name: str, wanted: File) -> None:
+def check_blob(store: Store, name: str, wanted: File | Index) -> None:
     """Check that one file is in the registry with its size; raises TrustError MISSING_FILE or TAMPERED."""
     size = store.blob_size(wanted.sha256)
     if size is None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
 from pipeline.report import text
-from pipeline.report.layout import Bar, Box, Chart, Cloud, Dot, Drawn, Grid, Line, Mark, Span, Tick
+from pipeline.report.layout import Bar, Box, Chart, Cloud, Curves, Dot, Drawn, Grid, Line, Mark, Span, Tick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +42,7 @@ _SETTINGS: dict[str, Any] = {
 _WIDTH, _LINE, _AROUND = 4.9, 0.215, 0.62  # inches: of a chart, of each of its lines, of title and axis
 _TALL, _HEAD, _CELL = 3.2, 1.1, 0.165  # inches: of a cloud, of what stands around a grid, of its row
 _ROW_LABEL, _COLUMN_LABEL = 28, 8  # characters of a grid's labels, at most
+_STROKES = (("host", "-"), ("nvlink", "--"), ("pi5", ":"))  # of curves, told apart without their colours too
 _LEAST = 1e-9  # drawn in place of zero on a logarithmic axis
 _DECADES = 9  # of a logarithmic axis, at most
 
@@ -66,6 +67,8 @@ def svg(chart: Drawn) -> str:
                 _scatter(axes, chart)
             case Grid():
                 _shade(axes, chart)
+            case Curves():
+                _trace(axes, chart)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return _inline(out.getvalue(), chart)
@@ -75,7 +78,7 @@ def _height(chart: Drawn) -> float:
     match chart:
         case Chart():
             return _AROUND + _LINE * len(chart.lines)
-        case Cloud():
+        case Cloud() | Curves():
             return _TALL
         case Grid():
             return _HEAD + _CELL * len(chart.rows)
@@ -105,6 +108,36 @@ def _scatter(axes: Axes, chart: Cloud) -> None:
     axes.set_axisbelow(True)
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _trace(axes: Axes, chart: Curves) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    for curve, (name, style) in zip(chart.curves, _STROKES, strict=False):
+        axes.plot(
+            [x for x, _ in curve.points],
+            [math.nan if y is None else max(y, _LEAST) if chart.log_y else y for _, y in curve.points],
+            color=_COLOURS[name],
+            linestyle=style,
+            linewidth=1.4,
+            drawstyle="steps-post" if chart.steps else "default",
+            label=text.plain(curve.label),
+        )
+    for axis, scale, log in ((axes.xaxis, axes.set_xscale, chart.log_x), (axes.yaxis, axes.set_yscale, chart.log_y)):
+        if log:
+            scale("log")
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: text.number(value, 1) if value >= 10 else f"{value:g}"))
+    if not chart.log_y:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel(chart.x_axis)
+    axes.set_ylabel(chart.y_axis)
+    axes.grid(color=_COLOURS["grid"], linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(chart.curves) > 1:
+        axes.legend(frameon=False, fontsize=8.5)
 
 
 def _shade(axes: Axes, chart: Grid) -> None:

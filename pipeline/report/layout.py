@@ -155,7 +155,31 @@ class Grid:
     chosen: tuple[frozenset[int], ...]
 
 
-Drawn = Chart | Cloud | Grid
+@dataclass(frozen=True)
+class Curve:
+    """A line through points (x, y), in their order; where y is unknown it breaks off."""
+
+    label: str
+    points: tuple[tuple[float, float | None], ...]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Up to three curves over two axes; `steps` where a value holds until the next; `summary` says what it shows."""
+
+    key: str
+    title: str
+    x_axis: str
+    y_axis: str
+    legend: str
+    summary: str
+    curves: tuple[Curve, ...]
+    log_x: bool = False
+    log_y: bool = False
+    steps: bool = False
+
+
+Drawn = Chart | Cloud | Grid | Curves
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,16 @@ nothing beyond itself, which its own policy enforces; nothing in it tells when o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ToolError
 from pipeline.report import drawing, text
+from pipeline.report.layout import Section
 from pipeline.report.model import Report
 from pipeline.report.shown import heading, sections
+from pipeline.report.shown.heading import Fact
 
 _HERE = Path(__file__).parent
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -26,8 +30,38 @@ def require_libraries() -> None:
         raise ToolError(f"a report needs {e.name}", hint="pip install 'edge-release[build]'") from e
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A page: `kind` says what of, `outcome` whether all is well, `command` what wrote it."""
+
+    kind: str
+    title: str
+    outcome: str
+    passed: bool
+    facts: Sequence[Fact]
+    notes: Sequence[str]
+    sections: Sequence[Section]
+    command: str
+
+
 def html(report: Report) -> str:
-    """Return the page."""
+    """Return the page of a release."""
+    return render(
+        Sheet(
+            kind="Release report",
+            title=heading.title(report),
+            outcome=heading.outcome(report),
+            passed=report.subject.verdict.passed,
+            facts=heading.facts(report),
+            notes=report.notes,
+            sections=sections(report),
+            command="edge-release report",
+        )
+    )
+
+
+def render(sheet: Sheet) -> str:
+    """Return a page."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -39,12 +73,7 @@ def html(report: Report) -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     return engine.get_template("page.html").render(
-        title=heading.title(report),
-        outcome=heading.outcome(report),
-        passed=report.subject.verdict.passed,
-        facts=heading.facts(report),
-        notes=report.notes,
-        sections=sections(report),
+        **vars(sheet),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         policy=POLICY,
         draw=lambda chart: Markup(drawing.svg(chart)),  # noqa: S704 - escaped by matplotlib and quoteattr

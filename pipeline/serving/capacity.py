@@ -7,8 +7,8 @@ shorter: this errs towards the other pool).
 
 from __future__ import annotations
 
+from pipeline.peers.policy import Policy
 from pipeline.serving.decision import Request
-from pipeline.serving.policy import Policy
 from pipeline.serving.snapshot import Endpoint
 
 
@@ -30,11 +30,6 @@ def work_ms(endpoint: Endpoint, request: Request, policy: Policy) -> float:
     """Return the expected time from the request's start in a slot to the end of its answer, with the way there."""
     token = policy.token_ms if endpoint.token_ms is None else endpoint.token_ms
     return endpoint.round_trip_ms + token * (request.max_tokens or policy.assumed_tokens)
-
-
-def is_full(endpoint: Endpoint, load: int, policy: Policy) -> bool:
-    """Return whether an endpoint's queue takes no more."""
-    return load >= slots(endpoint) * (1 + policy.queue_depth)
 
 
 def is_free_for_batch(endpoint: Endpoint, load: int, policy: Policy) -> bool:

@@ -28,9 +28,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pipeline.errors import CatalogError, StageError
+from pipeline.peers.role import Role
+from pipeline.peers.tls import CA_FILE, CERT_FILE, KEY_FILE
 from pipeline.ports import files
-from pipeline.serving.role import Role
-from pipeline.serving.tls import CA_FILE, CERT_FILE, KEY_FILE
 
 CA_KEY_FILE = "ca-key.pem"
 CA_DAYS = 365

@@ -1,11 +1,15 @@
-"""What is asked of routing and what it answers; both are frozen, every reason is one of a bounded set."""
+"""What is asked of routing and what it answers; both are frozen, every reason is one of a bounded set.
+
+What each request makes several of are named tuples: one is made in a fifth of a frozen dataclass's time.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
-from pipeline.serving.status import Pool
+from pipeline.peers.status import Pool
 
 
 class Hint(StrEnum):
@@ -89,8 +93,7 @@ class Request:
     counted: Counted = Counted.TOKENIZER
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """One endpoint with what it serves; `degraded` where that is a smaller variant than the request calls for."""
 
     pool: Pool
@@ -100,8 +103,7 @@ class Choice:
     degraded: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """Where a request goes and why; `alternatives` are tried in their order, each allowed by the same rules."""
 
     choice: Choice
@@ -121,6 +123,12 @@ class Decision:
     @property
     def variant(self) -> str:
         return self.choice.variant
+
+    def why(self, taken: Choice, instead: Reason | None) -> Reason:
+        """Return why one of the choices answered: `instead` of the first one, if that did not."""
+        if taken.degraded and not self.choice.degraded:
+            return Reason.DEGRADED
+        return instead or self.reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,27 +6,35 @@ own release, a variant that suits the family, an idle server; then distance, or 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.peers.policy import Policy
+from pipeline.peers.status import Pool
 from pipeline.serving import capacity
 from pipeline.serving.decision import Request
-from pipeline.serving.policy import Policy
 from pipeline.serving.snapshot import Endpoint, Offered, Snapshot
-from pipeline.serving.status import Pool, State
-
-_POOLS = tuple(Pool)
 
 Kind = tuple[bool, int, bool]
 
+_EDGE = Pool.EDGE
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Option:
-    """An endpoint that may serve; `preference` is 0 for a variant tuned to the family, 1 plain, 2 tuned to another."""
+    """An endpoint that may serve, with the requests it holds.
+
+    `room` says that its queue takes one more; `preference` is 0 for a variant tuned to the family, 1 for a plain one, 2
+    for one tuned to another.
+    """
 
     endpoint: Endpoint
     offered: Offered
     pool: Pool
+    slots: int
+    load: int
     wait_ms: float
+    room: bool
     busy: bool
     preference: int
     kind: Kind
@@ -35,27 +43,28 @@ class Option:
 
 def options(request: Request, snapshot: Snapshot, policy: Policy) -> list[Option]:
     """Return the endpoints that are ready, let requests through, were not tried before and serve a released file."""
-    usable = [
-        (e, o)
-        for e in snapshot.endpoints
-        if e.state is State.READY and e.open and e.name not in request.excluded and (o := snapshot.serves(e))
-    ]
-    nearest = {pool: min((e.round_trip_ms for e, _ in usable if e.pool is pool), default=0.0) for pool in _POOLS}
-    return [_option(e, o, nearest[e.pool], request=request, snapshot=snapshot, policy=policy) for e, o in usable]
-
-
-def _option(
-    endpoint: Endpoint, offered: Offered, nearest: float, *, request: Request, snapshot: Snapshot, policy: Policy
-) -> Option:
-    load = snapshot.load(endpoint)
-    wait_ms = capacity.wait_ms(endpoint, load, policy)
-    hot = endpoint.pool is Pool.EDGE and (endpoint.cpu or 0.0) > policy.cpu
-    busy = hot or wait_ms > policy.queue_wait_ms
-    preference = 1 if offered.family is None else _tuned(offered, request.family, snapshot, policy)
-    kind = not offered.current, preference, busy
-    far = wait_ms if busy else max(endpoint.round_trip_ms - nearest - policy.near_ms, 0.0)
-    rank = kind, far, load / capacity.slots(endpoint), endpoint.round_trip_ms, endpoint.name
-    return Option(endpoint, offered, endpoint.pool, wait_ms, busy, preference, kind, rank)
+    usable: Sequence[tuple[Endpoint, Offered]] = snapshot.usable
+    if request.excluded:
+        usable = [u for u in usable if u[0].name not in request.excluded]
+    edge = min([e.round_trip_ms for e, _ in usable if e.pool is _EDGE], default=0.0)
+    core = min([e.round_trip_ms for e, _ in usable if e.pool is not _EDGE], default=0.0)
+    sent, deep, hottest, longest = snapshot.in_flight, 1 + policy.queue_depth, policy.cpu, policy.queue_wait_ms
+    edge, core = edge + policy.near_ms, core + policy.near_ms
+    found = []
+    for endpoint, offered in usable:  # the hottest loop there is
+        name, pool, slots, trip_ms = endpoint.name, endpoint.pool, endpoint.slots or 1, endpoint.round_trip_ms
+        said, own = endpoint.busy + endpoint.queued, sent.get(name, 0)
+        load = max(said, own)  # what it said, or was sent since
+        wait_ms = capacity.wait_ms(endpoint, load, policy) if load >= slots else 0.0
+        at_edge = pool is _EDGE
+        busy = wait_ms > longest or (at_edge and (endpoint.cpu or 0.0) > hottest)
+        preference = 1 if offered.family is None else _tuned(offered, request.family, snapshot, policy)
+        kind = not offered.current, preference, busy
+        beyond = trip_ms - (edge if at_edge else core)
+        rank = kind, wait_ms if busy else beyond if beyond > 0 else 0.0, load / slots, trip_ms, name
+        room = load < slots * deep
+        found.append(Option(endpoint, offered, pool, slots, load, wait_ms, room, busy, preference, kind, rank))
+    return found
 
 
 def _tuned(offered: Offered, family: str | None, snapshot: Snapshot, policy: Policy) -> int:

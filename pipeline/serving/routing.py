@@ -21,14 +21,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
+from operator import attrgetter
 
 from pipeline.catalog.names import Tier
+from pipeline.peers.policy import Policy
+from pipeline.peers.status import Pool
 from pipeline.serving import affinity, capacity, ranking
 from pipeline.serving.decision import Choice, Counted, Decision, Declined, Denied, Hint, Priority, Reason, Request
-from pipeline.serving.policy import Policy
 from pipeline.serving.ranking import Option
 from pipeline.serving.snapshot import Snapshot
-from pipeline.serving.status import Pool
 
 _SIZES = {tier: size for size, tier in enumerate(Tier)}
 
@@ -39,37 +40,45 @@ _Rule = tuple[Denied, Callable[[Option], bool]]
 
 def route(request: Request, snapshot: Snapshot, policy: Policy) -> Decision | Declined:
     """Return where a request goes, or why it is refused."""
-    asked = _Asked(request, snapshot, policy, _need(request, policy))
+    tier = Tier.MID_TIER if request.hint is Hint.MID else Tier.TINY_EDGE
+    asked = _Asked(request, policy, _need(request, policy), tier)
     options: _Options = ranking.options(request, snapshot, policy)
+    if not options:
+        return Declined(Denied.NO_ENDPOINT)
     for denied, keep in asked.musts():
-        options = [o for o in options if keep(o)]
+        options = list(filter(keep, options))
         if not options:
             return Declined(denied)
     bound = asked.bound(options)
     if bound is None:
         return Declined(Denied.CORE_DOWN, retry_after_s=1)
     loads = asked.loads()
-    able = [o for o in options if all(keep(o) for _, keep in loads)]
-    takers = able if bound is options else [o for o in able if o.pool is Pool.NVLINK]
+    able = options
+    for _, keep in loads:
+        able = list(filter(keep, able))
+    takers = able if bound is options else _pool(able, Pool.NVLINK)
     if not takers:
         return asked.declined(bound, loads)
     ladder, reason = asked.ladder(bound, takers)
     return asked.decide(ladder, reason, able)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Asked:
-    """One question to routing, with what its rules need; `need` is why only the NVLink pool will do, if it is so."""
+    """One question to routing, with what its rules need.
+
+    `need` is why only the NVLink pool will do, if it is so; `tier` is what the edge should answer with.
+    """
 
     request: Request
-    snapshot: Snapshot
     policy: Policy
     need: Reason | None
+    tier: Tier
 
     def musts(self) -> list[_Rule]:
         """What no load excuses."""
         request = self.request
-        rules: list[_Rule] = [(Denied.NO_ENDPOINT, lambda _: True)]
+        rules: list[_Rule] = []
         if request.sensitive:
             rules.append((Denied.NO_EDGE, lambda o: o.pool is Pool.EDGE))
         if request.variant is not None:
@@ -80,17 +89,10 @@ class _Asked:
 
     def loads(self) -> list[_Rule]:
         """What a later try may meet."""
-        snapshot, policy, request = self.snapshot, self.policy, self.request
-        rules: list[_Rule] = [
-            (Denied.OVERLOADED, lambda o: not capacity.is_full(o.endpoint, snapshot.load(o.endpoint), policy))
-        ]
+        policy, request = self.policy, self.request
+        rules: list[_Rule] = [(Denied.OVERLOADED, _has_room)]
         if request.priority is Priority.BATCH:
-            rules.append(
-                (
-                    Denied.BATCH_YIELDS,
-                    lambda o: capacity.is_free_for_batch(o.endpoint, snapshot.load(o.endpoint), policy),
-                )
-            )
+            rules.append((Denied.BATCH_YIELDS, lambda o: capacity.is_free_for_batch(o.endpoint, o.load, policy)))
         if (deadline := request.deadline_ms) is not None:
             rules.append(
                 (Denied.DEADLINE, lambda o: o.wait_ms + capacity.work_ms(o.endpoint, request, policy) <= deadline)
@@ -110,7 +112,7 @@ class _Asked:
     def declined(self, options: _Options, loads: Sequence[_Rule]) -> Declined:
         """Return the first rule that leaves none of the options, and when to try again."""
         for denied, keep in loads:
-            before, options = options, [o for o in options if keep(o)]
+            before, options = options, list(filter(keep, options))
             if not options:
                 return Declined(denied, self._retry_after(denied, before))
         raise AssertionError("one of the rules left none")
@@ -133,7 +135,7 @@ class _Asked:
 
     def _edge_first(self, bound: _Options, able: _Options) -> tuple[_Options, Reason]:
         core = self._ordered(_pool(able, Pool.NVLINK))
-        edge = self._ordered(_suited([o for o in able if self._has_tier(o)]))
+        edge = self._ordered(_suited(self._with_tier(able)))
         idle = [o for o in edge if not o.busy]
         if idle:
             return [*idle, *core, *(o for o in edge if o.busy)], self._why(idle)
@@ -150,57 +152,64 @@ class _Asked:
     def _why(self, idle: _Options) -> Reason:
         if idle[0].preference == 0:
             return Reason.FAMILY
-        return Reason.AFFINITY if self.request.affinity and len(self._equals(idle)) > 1 else Reason.TINY_EDGE
+        shared = self.request.affinity and len(idle) > 1 and len(self._equals(idle)) > 1
+        return Reason.AFFINITY if shared else Reason.TINY_EDGE
 
     def _absent(self, bound: _Options) -> Reason:
         """Return why no edge endpoint of the tier is able."""
-        loaded = [o.endpoint for o in bound if self._has_tier(o)]
+        loaded = self._with_tier(bound)
         if not loaded:
             return Reason.NOT_LOADED
-        full = all(capacity.is_full(e, self.snapshot.load(e), self.policy) for e in loaded)
-        return Reason.QUEUE_WAIT if full else Reason.DEADLINE
+        return Reason.DEADLINE if any(o.room for o in loaded) else Reason.QUEUE_WAIT
 
     def _ordered(self, options: _Options) -> list[Option]:
         """Return options from the best to the last; the session's own endpoint leads its equals."""
-        order = sorted(options, key=lambda o: o.rank)
-        if self.request.affinity is None or len(order) < 2:
+        if len(options) < 2:
+            return list(options)
+        order = sorted(options, key=_rank)
+        if self.request.affinity is None:
             return order
-        equals = [o.endpoint for o in self._equals(order)]
-        home = affinity.home(self.request.affinity, equals, self.snapshot, self.policy)
-        return sorted(order, key=lambda o: o.endpoint is not home)
+        equals = self._equals(order)
+        if len(equals) > 1:
+            home = affinity.home(self.request.affinity, equals, self.policy)
+            order.remove(home)
+            order.insert(0, home)
+        return order
 
     def _equals(self, order: _Options) -> list[Option]:
         """Return the options that nothing but load and distance within `near_ms` tells from the best."""
-        best = min(o.kind for o in order)
+        best = order[0].kind  # a rank begins with its kind
         alike = [o for o in order if o.kind == best]
-        nearest = min(o.endpoint.round_trip_ms for o in alike)
-        return [o for o in alike if o.endpoint.round_trip_ms <= nearest + self.policy.near_ms]
+        furthest = min([o.endpoint.round_trip_ms for o in alike]) + self.policy.near_ms
+        return [o for o in alike if o.endpoint.round_trip_ms <= furthest]
 
-    def _has_tier(self, option: Option) -> bool:
-        return option.pool is Pool.EDGE and option.offered.tier is self._tier()
-
-    def _tier(self) -> Tier:
-        return Tier.MID_TIER if self.request.hint is Hint.MID else Tier.TINY_EDGE
+    def _with_tier(self, options: _Options) -> list[Option]:
+        tier = self.tier
+        return [o for o in options if o.offered.tier is tier and o.pool is Pool.EDGE]
 
     def _fits(self, option: Option) -> bool:
         limit = option.endpoint.context or option.offered.context
         return not limit or self.request.prompt_tokens + (self.request.max_tokens or 1) <= limit
 
     def _is_smaller(self, option: Option) -> bool:
-        return _SIZES[option.offered.tier] < _SIZES[self._tier()]
+        tier = option.offered.tier
+        return tier is not self.tier and _SIZES[tier] < _SIZES[self.tier]
 
     def _choice(self, option: Option) -> Choice:
-        smaller = option.pool is Pool.EDGE and (self.need is not None or self._is_smaller(option))
-        degraded = smaller and self.request.variant is None
-        return Choice(option.pool, option.endpoint.name, option.offered.name, option.offered.digest, degraded)
+        pool, offered = option.pool, option.offered
+        smaller = pool is Pool.EDGE and (self.need is not None or self._is_smaller(option))
+        return Choice(
+            pool, option.endpoint.name, offered.name, offered.digest, smaller and self.request.variant is None
+        )
 
     def decide(self, ladder: _Options, reason: Reason, able: _Options) -> Decision:
         """Return the decision for the first of the ladder, everything else that is able behind the ladder."""
-        taken = {o.endpoint.name for o in ladder}
-        others = self._ordered([o for o in able if o.endpoint.name not in taken])
+        others = self._ordered([o for o in able if o not in ladder]) if len(able) > len(ladder) else []
         choices = [self._choice(o) for o in (*ladder, *others)[: 1 + self.policy.alternatives]]
-        rest = (c for c in choices[1:] if self.policy.degrade or not c.degraded or self.request.sensitive)
-        return Decision(choices[0], reason, self.request.counted, self.policy.version, tuple(rest))
+        first, *rest = choices
+        if not (self.policy.degrade or self.request.sensitive):
+            rest = [c for c in rest if not c.degraded]
+        return Decision(first, reason, self.request.counted, self.policy.version, tuple(rest))
 
 
 def _need(request: Request, policy: Policy) -> Reason | None:
@@ -211,6 +220,9 @@ def _need(request: Request, policy: Policy) -> Reason | None:
     if request.hint is Hint.LARGE:
         return Reason.HINT
     return Reason.LONG_PROMPT if request.prompt_tokens >= policy.tiny_prompt_tokens else None
+
+
+_rank, _has_room = attrgetter("rank"), attrgetter("room")
 
 
 def _suited(options: _Options) -> _Options:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.catalog.names import Tier, parted
-from pipeline.serving.status import Pool, State
+from pipeline.peers.status import Pool, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,10 @@ class Endpoint:
 @dataclass(frozen=True, slots=True)
 class Offered:
     """A variant of a verified release; `families` is mean KL in nats by prompt family, `current` whether the release
-    is the channel's, or the one before it, whose servers are still on their way."""
+    is the channel's, or the one before it, whose servers are still on their way.
+
+    `base` is the variant's name without the family it was tuned to, `family` that, if any.
+    """
 
     name: str
     tier: Tier
@@ -50,24 +53,31 @@ class Offered:
     families: Mapping[str, float] = field(default_factory=dict)
     current: bool = True
 
-    @property
-    def base(self) -> str:
-        """The variant's name without the family it was tuned to."""
-        return parted(self.name)[0]
+    base: str = field(init=False)
+    family: str | None = field(init=False)
 
-    @property
-    def family(self) -> str | None:
-        """The family it was tuned to, if any."""
-        return parted(self.name)[1] or None
+    def __post_init__(self) -> None:
+        base, family = parted(self.name)
+        object.__setattr__(self, "base", base)
+        object.__setattr__(self, "family", family or None)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that `route` looks at; `offered` by variant and digest, `in_flight` this gateway's requests by endpoint."""
+    """All that `route` looks at; `offered` by variant and digest, `in_flight` this gateway's requests by endpoint.
+
+    `usable` are the endpoints that are ready, let requests through and serve a released file, which is beside them. An
+    endpoint holds what it said, or what was sent to it since, whichever is more.
+    """
 
     endpoints: tuple[Endpoint, ...]
     offered: Mapping[tuple[str, str], Offered]
     in_flight: Mapping[str, int] = field(default_factory=dict)
+    usable: tuple[tuple[Endpoint, Offered], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        ready = [e for e in self.endpoints if e.state is State.READY and e.open]
+        object.__setattr__(self, "usable", tuple([(e, o) for e in ready if (o := self.serves(e))]))
 
     def serves(self, endpoint: Endpoint) -> Offered | None:
         """Return what an endpoint serves of a verified release, or None."""
@@ -75,9 +85,10 @@ class Snapshot:
             return None
         return self.offered.get((endpoint.variant, endpoint.digest))
 
-    def load(self, endpoint: Endpoint) -> int:
-        """Return the requests an endpoint holds: what it said, or what was sent to it since, whichever is more."""
-        return max(endpoint.busy + endpoint.queued, self.in_flight.get(endpoint.name, 0))
+    def context(self, endpoint: Endpoint) -> int:
+        """Return the tokens that a slot of an endpoint holds, as it or else the release says; 0 where neither does."""
+        offered = self.serves(endpoint)
+        return endpoint.context or (offered.context if offered else 0)
 
     def plain(self, base: str) -> Offered | None:
         """Return the untuned variant of a name, the channel's own before an older one."""

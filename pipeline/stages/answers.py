@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pipeline.catalog.golden import GoldenPrompt
-from pipeline.stages.chat import Chat
+from pipeline.model.chat import Chat
 
 TOGETHER = 64
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.catalog.golden import Example
 from pipeline.errors import StageError
-from pipeline.stages.chat import Chat
+from pipeline.model.chat import Chat
 
 WINDOW = 8  # batches whose examples are sorted by length together
 

@@ -42,10 +42,11 @@ def run(project: Project, variant: Variant, runner: RunnerClass, scratch: Path) 
             hint="shard with matrices: f32 in models/large.yaml, or mend the architecture's plan",
         )
     full = shards_run.whole(model, scratch / "full", matrices="f32", norms="f32")
-    if shards_run.same_values(alone, full):  # the model is stored in no more than the shards' precision
+    # A CPU computes in f32 either way, and the model may be stored in no more than the shards' precision.
+    if found.engine["device"] != "cuda" and shards_run.same_values(alone, full):
         whole = one
     else:
-        shards_run.launch(full, asked.without_answers(), threads=threads, logits=whole)
+        shards_run.launch(full, asked.without_answers(), threads=threads, logits=whole, full=True)
     compared = shards_run.compared(found, asked, ranks, whole)
     stand_in = None
     if runner is RunnerClass.NVLINK and found.engine["device"] != "cuda":

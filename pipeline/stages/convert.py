@@ -16,8 +16,8 @@ from pipeline.catalog.names import Tier
 from pipeline.catalog.params import Teacher
 from pipeline.catalog.tiers import Convert, HubSource, TierFile
 from pipeline.errors import StageError, ToolError
+from pipeline.model import hf
 from pipeline.ports import files, llama, process
-from pipeline.stages import model_folder
 from pipeline.stages.project import Project
 from pipeline.toolchain import host
 
@@ -41,7 +41,7 @@ def convert(project: Project, tier: Tier) -> None:
     source, settings = project.tier(tier), project.tier(tier).convert
     assert settings is not None, "a GGUF tier's file has 'convert'"
     model, out = project.model(tier), project.gguf(tier)
-    model_folder.check(model)
+    hf.check(model)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         shown = _show(model, Path(scratch) / tier, source.license)

@@ -12,9 +12,9 @@ from pipeline.errors import StageError
 from pipeline.manifest import gguf
 from pipeline.manifest.evidence import Memory
 from pipeline.manifest.statement import ModelConfig
-from pipeline.stages import model_folder
+from pipeline.model import hf
+from pipeline.model.layout import DTYPES, Layout
 from pipeline.stages.project import MODEL
-from pipeline.stages.shard import DTYPES, Layout
 
 _WIDTH = {"F32": 4, "BF16": 2, "F16": 2}  # bytes
 
@@ -80,7 +80,7 @@ def _gguf_config(path: Path) -> ModelConfig:
 
 
 def _shards_config(folder: Path) -> ModelConfig:
-    config, layout = model_folder.read_json(folder / model_folder.CONFIG), Layout.read(folder)
+    config, layout = hf.read_json(folder / hf.CONFIG), Layout.read(folder)
     try:
         return ModelConfig(
             architecture=config["model_type"],

@@ -21,9 +21,10 @@ from pipeline.catalog.names import Tier
 from pipeline.catalog.tiers import Distill
 from pipeline.errors import StageError
 from pipeline.manifest.encoding import Count, Record, canonical, sha256
+from pipeline.model import hf
 from pipeline.ports import files
 from pipeline.ports.hub import Hub
-from pipeline.stages import causal_lm, model_folder
+from pipeline.stages import causal_lm
 from pipeline.stages.project import Project
 from pipeline.stages.teacher import fetch_tier
 
@@ -71,7 +72,7 @@ def distill(project: Project, tier: Tier, *, progress: bool = True, hub: Hub | N
     if source.distill is None:
         fetch_tier(project, tier, hub)
         return None
-    if not (project.teacher / model_folder.CONFIG).exists():
+    if not (project.teacher / hf.CONFIG).exists():
         raise StageError(f"{project.teacher}: no teacher", hint="run 'edge-release teacher' first")
     from pipeline.stages.ranks import joined
 
@@ -80,9 +81,9 @@ def distill(project: Project, tier: Tier, *, progress: bool = True, hub: Hub | N
 
 
 def _distill(project: Project, tier: Tier, recipe: Distill, ranks: Ranks, progress: str) -> Report:
+    from pipeline.model.chat import Chat
     from pipeline.stages.answers import exact_match
     from pipeline.stages.batches import encode
-    from pipeline.stages.chat import Chat
     from pipeline.stages.checkpoint import Checkpoint
     from pipeline.stages.learner import Learner
     from pipeline.stages.prune import prune
@@ -176,7 +177,7 @@ def _round(student: Any, teacher: Any) -> None:
 def _write(student: Any, teacher: Path, target: Path) -> None:
     with files.new_folder(target) as folder:
         student.save_pretrained(folder)
-        model_folder.copy_tokenizer(teacher, folder)
+        hf.copy_tokenizer(teacher, folder)
         for licence in sorted(teacher.glob("LICENSE*")):
             shutil.copyfile(licence, folder / licence.name)
         for path in folder.iterdir():

@@ -53,6 +53,7 @@ def _replayed(durations_ns: Mapping[str, Sequence[int]]) -> bytes:
                 # Of plugins this one alone: others would start for nothing, and it measures nothing in xdist's workers.
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
                 "PYTEST_XDIST_WORKER": "",
+                "PYTEST_ADDOPTS": "",
             },
             hint="pip install 'edge-release[build]'",
         )  # fmt: skip

@@ -23,6 +23,7 @@ from pipeline.manifest.encoding import canonical, sha256
 from pipeline.manifest.evidence import File
 from pipeline.manifest.statement import Manifest, Predicate, ReleaseName, RuntimeEntry, Source, VariantEntry, Verdict
 from pipeline.ports import files, git
+from pipeline.registry import indexes
 from pipeline.stages import describe, findings
 from pipeline.stages.check import listed
 from pipeline.stages.findings import Findings
@@ -138,6 +139,7 @@ def _entry(project: Project, variant: Variant, found: Findings, released: dict[s
         measurements=[c.measurement for c in checks if c.measurement],
         missing=[m for m in found.missing if m.variant == variant.name],
         search=findings.search(project, variant),
+        chunks=indexes.of((file, released[f"{variant.name}/{file.name}"]) for file in held),
         certificate=next((c for c in findings.certificates(project, variant.tier) if c.model_sha256 == model), None),
     )
 

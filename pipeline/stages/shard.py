@@ -1,6 +1,6 @@
 """The large tier: one safetensors file for every rank of tensor parallelism, in mixed precision.
 
-Rules: a rank reads its own file and no other; what is split and how is the architecture's own plan (`tensor_plan`);
+Rules: a rank reads its own file and no other; what is split and how is the architecture's own plan (`model.plan`);
 matrices and vectors (norms, biases) have one type each; weights are streamed in pieces, so memory stays bounded however
 large the model is; the same input gives the same bytes.
 
@@ -15,7 +15,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,68 +22,18 @@ from typing import TYPE_CHECKING, Any
 from pipeline.catalog.names import Target, Tier, Variant
 from pipeline.catalog.tiers import Shard
 from pipeline.errors import StageError
-from pipeline.manifest.encoding import canonical
 from pipeline.manifest.statement import SHARDS
+from pipeline.model import hf
+from pipeline.model.layout import DTYPES, LONG_DTYPES, Layout, rank_file
+from pipeline.model.plan import Skeleton, check_degree, part, skeleton
+from pipeline.model.tensor_file import TensorFile, order
 from pipeline.ports import files
-from pipeline.stages import model_folder
 from pipeline.stages.project import Project
-from pipeline.stages.tensor_file import Spec, TensorFile, order
-from pipeline.stages.tensor_plan import Plan, Skeleton, check_degree, part, skeleton
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
-LONG_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 PIECE_BYTES = 32 << 20
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What `shards.json` says: degree, types as the catalog names them, the plan, and every tensor's split."""
-
-    degree: int
-    matrices: str
-    norms: str
-    plan: Plan
-    splits: Mapping[str, int | None]
-    shapes: Mapping[str, tuple[int, ...]]
-
-    @classmethod
-    def read(cls, folder: Path) -> Layout:
-        """Return the layout of a folder of shards; raises StageError where it is none."""
-        found = model_folder.read_json(folder / SHARDS)
-        try:
-            tensors = found["tensors"]
-            return cls(
-                int(found["degree"]),
-                found["matrices"],
-                found["norms"],
-                Plan(found["plan"]),
-                {name: tensors[name]["split"] for name in tensors},
-                {name: tuple(tensors[name]["shape"]) for name in tensors},
-            )
-        except (KeyError, TypeError, ValueError) as e:
-            raise StageError(f"{folder / SHARDS}: not a layout of shards: {e}", hint="make the variant again") from e
-
-    def encode(self) -> bytes:
-        """Return the canonical bytes of `shards.json`."""
-        tensors = {name: {"shape": list(self.shapes[name]), "split": self.splits[name]} for name in self.shapes}
-        head = {"degree": self.degree, "matrices": self.matrices, "norms": self.norms}
-        return canonical({**head, "plan": dict(self.plan.styles), "tensors": tensors}) + b"\n"
-
-    def spec(self, name: str, rank: int) -> Spec:
-        """Return type and shape of a rank's slice of a tensor."""
-        shape, split = list(self.shapes[name]), self.splits[name]
-        if split is not None:
-            start, end = part(shape[split], rank, self.degree)
-            shape[split] = end - start
-        return Spec(DTYPES[self.matrices if len(shape) > 1 else self.norms], tuple(shape))
-
-
-def rank_file(rank: int, degree: int) -> str:
-    """Return the name of a rank's file."""
-    return f"model-rank-{rank:05d}-of-{degree:05d}.safetensors"
 
 
 def shard(project: Project) -> list[Path]:
@@ -106,17 +55,17 @@ def shard(project: Project) -> list[Path]:
 
 def split(model: Path, target: Path, recipe: Shard) -> Path:
     """Split the model in folder `model` into `target`; raises as `shard` does."""
-    held = model_folder.weights(model)
+    held = hf.weights(model)
     layout = _layout(skeleton(model), held, recipe)
     try:
         with files.new_folder(target) as folder:
             _write_ranks(layout, held, folder)
-            model_folder.copy_tokenizer(model, folder)
-            config = model_folder.read_json(model / model_folder.CONFIG)
+            hf.copy_tokenizer(model, folder)
+            config = hf.read_json(model / hf.CONFIG)
             config["dtype"] = LONG_DTYPES[recipe.matrices]
             config.pop("torch_dtype", None)
             text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
-            (folder / model_folder.CONFIG).write_text(text + "\n", encoding="utf-8")
+            (folder / hf.CONFIG).write_text(text + "\n", encoding="utf-8")
             (folder / SHARDS).write_bytes(layout.encode())
             for licence in sorted(model.glob("LICENSE*")):
                 shutil.copyfile(licence, folder / licence.name)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from pipeline.catalog.golden import GoldenPrompt
 from pipeline.catalog.tiers import Shard
 from pipeline.errors import StageError
+from pipeline.model.chat import Chat
+from pipeline.model.layout import rank_file
 from pipeline.stages import shard, tensor_parallel
-from pipeline.stages.chat import Chat
 from pipeline.stages.golden import GoldenAnswer, GoldenRun, Request, Requests
 
 if TYPE_CHECKING:
@@ -30,11 +31,14 @@ def requests(folder: Path, prompts: Sequence[GoldenPrompt]) -> Requests:
     return Requests(requests=[Request.of(prompt, chat.turn) for prompt in prompts])
 
 
-def launch(folder: Path, asked: Requests, *, threads: int, logits: Path | None = None, times: int = 1) -> GoldenRun:
+def launch(
+    folder: Path, asked: Requests, *, threads: int, logits: Path | None = None, times: int = 1, full: bool = False
+) -> GoldenRun:
     """Decode with all ranks of the shards in `folder`, `times` over; every prompt starts from an empty cache.
 
     Args:
         logits: where the logits of the forced sequences go, as .npy.
+        full: compute in f32 on GPUs too.
 
     Raises:
         StageError, ToolError: as `tensor_parallel.launch`.
@@ -45,7 +49,7 @@ def launch(folder: Path, asked: Requests, *, threads: int, logits: Path | None =
         for r in asked.requests
     ]
     again = [request.model_copy(update={"forced": []}) for request in first]
-    found = tensor_parallel.launch(folder, [*first, *again * (times - 1)], logits=logits, threads=threads)
+    found = tensor_parallel.launch(folder, [*first, *again * (times - 1)], logits=logits, threads=threads, full=full)
     passes = [found.answers[start : start + count] for start in range(0, len(found.answers), count)]
     answers = [
         GoldenAnswer(id=r.id, tokens=a.tokens, text=chat.text(a.tokens), ttft_ns=a.ttft_ns, step_ns=a.step_ns)
@@ -120,6 +124,6 @@ def same_values(one: Path, other: Path) -> bool:
     import torch
     from safetensors import safe_open
 
-    name = shard.rank_file(0, 1)
+    name = rank_file(0, 1)
     with safe_open(one / name, framework="pt") as a, safe_open(other / name, framework="pt") as b:
         return all(torch.equal(a.get_tensor(key).float(), b.get_tensor(key).float()) for key in a.keys())  # noqa: SIM118

@@ -14,9 +14,9 @@ from pipeline.catalog.names import Tier
 from pipeline.catalog.tiers import EmbeddedSource, HubSource
 from pipeline.errors import StageError
 from pipeline.manifest.encoding import canonical
+from pipeline.model import hf
 from pipeline.ports import files
 from pipeline.ports.hub import Hub
-from pipeline.stages import model_folder
 from pipeline.stages.project import Project
 
 
@@ -57,7 +57,7 @@ def _from_hub(source: HubSource, target: Path, record: Path, hub: Hub | None) ->
     # Weights last: a config that asks for code is refused before gigabytes are fetched for nothing.
     for file in [file for file in wanted if file not in weights] + weights:
         path = hub.download(source.repo, source.revision, file)
-        model_folder.refuse_code(path, file.name)
+        hf.refuse_code(path, file.name)
         got.append((path, file.name))
     return _place(got, target, record, {"hub": source.model_dump()}, link=True)
 
@@ -82,6 +82,6 @@ def _place(
     with files.new_folder(target) as folder:
         for path, name in parts:
             files.put(path, folder / name, link=link)
-        model_folder.check(folder)
+        hf.check(folder)
     files.write(record, canonical({**origin, "digest": files.tree_digest(target)}) + b"\n")
     return target

@@ -22,14 +22,14 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.errors import PipelineError, ToolError
+from pipeline.errors import ToolError, in_a_line
 from pipeline.manifest.encoding import Count, Record, canonical
+from pipeline.model import torchrun
+from pipeline.model.hf import end_tokens
+from pipeline.model.layout import Layout
 from pipeline.ports import process
-from pipeline.ports.torch_env import PINS, pin_cpu_kernels
-from pipeline.stages.model_folder import end_tokens
-from pipeline.stages.shard import Layout
+from pipeline.ports.torch_env import pin_cpu_kernels
 
-ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 HINT = "look at the ranks' messages above; give them more time or memory, or mend the shards"
 
 
@@ -42,12 +42,13 @@ class Request(Record):
 
 
 class Job(Record):
-    """What the ranks are to do; `timeout_s` is when each of them ends itself."""
+    """What the ranks are to do; `timeout_s` is when each of them ends itself, `full` computes in f32 on GPUs too."""
 
     requests: list[Request]
     timeout_s: Count
     threads: Count
     logits: str | None = None
+    full: bool = False
 
 
 class Answer(Record):
@@ -92,6 +93,7 @@ def launch(
     logits: Path | None = None,
     threads: int = 1,
     timeout_s: int = 600,
+    full: bool = False,
 ) -> Decoding:
     """Decode with all ranks of the shards in `folder`, on this machine.
 
@@ -99,22 +101,23 @@ def launch(
         logits: where the logits of the forced sequences go.
         threads: of each rank; fixed, because the order of additions affects bytes.
         timeout_s: every rank ends itself after this many seconds.
+        full: compute in f32 on GPUs too, where bfloat16 is usual.
 
     Raises:
         StageError: `folder` holds no shards.
         ToolError: a rank failed, died or ran out of time; no rank is left running.
     """
     degree = Layout.read(folder).degree
-    job = Job(requests=list(requests), timeout_s=timeout_s, threads=threads, logits=str(logits) if logits else None)
+    job = Job(
+        requests=list(requests), timeout_s=timeout_s, threads=threads, logits=str(logits) if logits else None, full=full
+    )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="ranks-") as scratch:
         wanted, out = Path(scratch) / "requests.json", Path(scratch) / "out.json"
         wanted.write_bytes(job.encode())
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={degree}"]
-        env = {**PINS, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        if degree == 1:
-            torchrun, env = [], env | ALONE
+        places = [str(path) for path in (folder.resolve(), wanted, out)]
+        argv, env = torchrun.command(__name__, places, degree=degree, threads=threads)
         try:
-            process.run([sys.executable, *torchrun, "-m", __name__, folder.resolve(), wanted, out], hint=HINT, env=env)
+            process.run(argv, hint=HINT, env=env)
         except ToolError as e:
             raise _explain(e, out, degree, timeout_s) from e
         found = Output.model_validate_json(out.read_bytes())
@@ -159,8 +162,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         _decode(folder, job, out)
     except Exception as e:  # the outermost loop of a rank: whatever it is, the launcher must hear of it
-        said = e.message if isinstance(e, PipelineError) else f"{type(e).__name__}: {e}"
-        _complaint(out, int(os.environ["RANK"])).write_text(" ".join(said.split()), encoding="utf-8")
+        _complaint(out, int(os.environ["RANK"])).write_text(in_a_line(e), encoding="utf-8")
         if isinstance(e, RuntimeError):
             time.sleep(1)  # most likely another rank is gone: let torchrun see that one first, it has the cause
         return 1
@@ -169,29 +171,22 @@ def main(arguments: Sequence[str]) -> int:
 
 def _end_with(seconds: int) -> None:
     """End this process when its time is up (SIGALRM's default) or when the one that started it is gone."""
-    import ctypes
-
     signal.alarm(seconds)
-    pr_set_pdeathsig = 1  # <linux/prctl.h>
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    process.die_with_parent()
 
 
 def _decode(folder: Path, job: Job, out: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from pipeline.stages import tensor_rank
+    from pipeline.model import parallel
 
     torch.set_num_threads(job.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(seconds=job.timeout_s))
+    place = parallel.enter(timedelta(seconds=job.timeout_s), full=job.full)
     try:
-        place = tensor_rank.Place.here()
-        model, ends = tensor_rank.load(folder, place), end_tokens(folder)
-        answers = [tensor_rank.greedy(model, r.ids, r.max_tokens, ends, place) for r in job.requests]
+        model, ends = parallel.load(folder, place), end_tokens(folder)
+        answers = [parallel.greedy(model, r.ids, r.max_tokens, ends, place) for r in job.requests]
         if job.logits is not None:
             _write_logits(Path(job.logits), model, job, place)
         peaks: list[Any] = [None] * place.degree
@@ -208,14 +203,14 @@ def _write_logits(path: Path, model: Any, job: Job, place: Any) -> None:
     """Write the forced sequences' logits as one array, a sequence at a time."""
     import numpy as np
 
-    from pipeline.stages import tensor_rank
+    from pipeline.model import parallel
 
     forced = [r.forced for r in job.requests if r.forced]
     shape = (sum(map(len, forced)), model.config.vocab_size)
     array = np.lib.format.open_memmap(path, "w+", np.float32, shape) if place.rank == 0 else None
     start = 0
     for ids in forced:
-        logits = tensor_rank.forced_logits(model, ids, place)
+        logits = parallel.forced_logits(model, ids, place)
         if array is not None:
             array[start : start + len(ids)] = logits.numpy()
         start += len(ids)

@@ -1,6 +1,7 @@
 """Recipes tried as whole models: how far each parts from the unquantized tier on the calibration examples.
 
-Rules: what chooses a recipe sees the calibration examples alone, never a golden prompt; every trial is quantized as a
+Rules: what chooses a recipe sees the calibration examples and what is made of them (`crossed`), never a golden prompt;
+every trial is quantized as a
 release is and decoded by the released golden runner; a finished trial is kept under a digest of all it depends on, so a
 search that was killed goes on, and targets share what they try.
 """
@@ -19,7 +20,6 @@ from threading import Lock
 
 from tqdm import tqdm
 
-from pipeline.catalog import golden as catalog
 from pipeline.catalog.names import Tier
 from pipeline.catalog.recipe import Recipe
 from pipeline.manifest.encoding import Count, Record, Sha256, canonical, sha256
@@ -27,6 +27,7 @@ from pipeline.manifest.evidence import quantile
 from pipeline.ports import files, llama, process
 from pipeline.stages import gguf_run, golden
 from pipeline.stages.calibrate import in_turn
+from pipeline.stages.crossed import crossed
 from pipeline.stages.gguf_run import Asked, Launcher
 from pipeline.stages.golden import GoldenAnswer, Request, Requests
 from pipeline.stages.project import Project
@@ -36,7 +37,7 @@ from pipeline.toolchain import runtime
 from pipeline.toolchain.cache import locked
 
 KEPT_FILE = "trials.jsonl"
-LAYOUT = 2  # counts up when a trial comes to hold something else
+LAYOUT = 4  # counts up when a trial comes to hold something else
 FOLDS = 2
 
 
@@ -82,13 +83,12 @@ class Trials:
         ordered = in_turn(project.calibration())
         examples = [ordered[place] for place in golden.some_of_each(ordered, settings.per_family)]
         with llama.Session(self.source) as session:
-            self.requests = Requests(
-                requests=[
-                    Request.between(f"{e.family}-{n}", session.turn(e.prompt), session.turn(e.prompt, e.answer))
-                    for n, e in enumerate(examples)
-                ]
-            )
-        self.examples = _described(examples, self.requests)
+            turns = [(session.turn(e.prompt), session.turn(e.prompt, e.answer)) for e in examples]
+            turns += [(ids, ids) for ids in map(session.turn, crossed(examples, settings.seed, apart=FOLDS))]
+        self.requests = Requests(
+            requests=[Request.between(f"{n}", prompt, forced) for n, (prompt, forced) in enumerate(turns)]
+        )
+        self.examples = _described([e.family for e in examples] * 2, self.requests)
         inputs = {
             "source": files.sha256_file(self.source),
             "imatrix": files.sha256_file(matrix),
@@ -177,17 +177,14 @@ def _p99(answers: Iterable[GoldenAnswer]) -> float:
     return rounded(max(0.0, quantile([kl for answer in answers for kl in answer.kl], 0.99)))
 
 
-def _described(examples: Sequence[catalog.Example], requests: Requests) -> list[Example]:
+def _described(families: Sequence[str], requests: Requests) -> list[Example]:
     """Families in turn, so that a fold holds every other example of each."""
     seen: Counter[str] = Counter()
     found = []
-    for example, request in zip(examples, requests.requests, strict=True):
+    for family, request in zip(families, requests.requests, strict=True):
         start = request.answer_start
         found.append(
-            Example(
-                family=example.family, prompt=start, answer=len(request.forced) - start,
-                fold=seen[example.family] % FOLDS,
-            )
-        )  # fmt: skip
-        seen[example.family] += 1
+            Example(family=family, prompt=start, answer=len(request.forced) - start, fold=seen[family] % FOLDS)
+        )
+        seen[family] += 1
     return found

@@ -2,8 +2,9 @@
 
 Rules: a family's examples are split into folds; for each a recipe is searched for with the other folds' losses, of that
 family alone, within the variant's own budget, and measured on the fold beside the variant's recipe, which was chosen on
-all. Tuning pays where the KL falls by a tenth at least, and surely: the 95 % interval of the ratio, over examples drawn
-anew, lies below one. Of fewer than `ENOUGH` examples an interval says nothing, so tuning to them never pays.
+all. Crossed prompts are searched with, each within its fold, and judge nothing. Tuning pays where the KL falls by a
+tenth at least, and surely: the 95 % interval of the ratio, over examples drawn anew, lies below one. Of fewer than
+`ENOUGH` examples an interval says nothing, so tuning to them never pays.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def verdict(searcher: Searcher, recipe: Recipe, family: str) -> Tuned:
     places, own = [], []
     for fold in range(FOLDS):
         trial = _search(searcher, family, fold)
-        held = [n for n, e in enumerate(examples) if (e.family, e.fold) == (family, fold)]
+        held = [n for n, e in enumerate(examples) if (e.family, e.fold) == (family, fold) and e.answer]
         places += held
         own += [trial.prompt[n] + trial.answer[n] for n in held]
     before = [general.prompt[n] + general.answer[n] for n in places]

@@ -46,8 +46,8 @@ class Bench:
     def __init__(self, project: Project) -> None:
         import torch
 
+        from pipeline.model.chat import Chat
         from pipeline.stages.batches import encode
-        from pipeline.stages.chat import Chat
         from pipeline.stages.distill import load
         from pipeline.stages.ranks import Ranks
 

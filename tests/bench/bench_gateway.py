@@ -1,123 +1,167 @@
-"""What the gateway itself costs: processor time for each request and each event, before a server that costs nothing.
+"""What the gateway costs beside other proxies: processor time for each request and event before a server that costs nothing.
 
-Run: python -m tests.bench.bench_gateway [requests]
+Each proxy has one core for itself; clients and server share the others. Rounds alternate between the proxies, and the
+one in which a proxy used the least counts: what else the machine does only adds.
+
+Run: python -m tests.bench.bench_gateway [--requests 4000] [--rounds 3] [--only gateway,bare]
 """
 
 from __future__ import annotations
 
-import asyncio
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from pipeline.peers.status import Pool, ServerStatus, State
+from tests.bench.load import cpu_s, load
+from tests.bench.proxies import PROXIES, ROOT, MissingError, Proxy, Site, released
 from tests.bench.static_server import EVENTS
-from tests.support.gateways import LARGE, SHARDS, TINY, chat
-from tests.support.llama_server import await_http, free_port
-from tests.support.releases import LINE
-from tests.support.scenes import Scene
+from tests.support.gateways import chat
+from tests.support.llama_server import await_http, demo_gguf, free_port
 
-ROOT = Path(__file__).parents[2]
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-
-
-def cpu_s(pid: int) -> float:
-    """Return the seconds of processor time a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
+CONCURRENCIES = (1, 16, 64)
+_CORES = sorted(os.sched_getaffinity(0))
+_EACH = 2  # requests that each client sends at least
+_WARM = 0.1  # of a round's requests go ahead of it
+PROMPT = "where is the black tea?"
 
 
-async def load(port: int, body: bytes, requests: int, concurrency: int) -> list[float]:
-    """Send requests over kept connections; return the seconds each took."""
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-    left, took = iter(range(requests)), list[float]()
+@dataclass(frozen=True)
+class Running:
+    """A proxy that answers."""
 
-    async def client() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for _ in left:
-            began = time.perf_counter()
-            writer.write(head + body)
-            answer = await reader.readuntil(b"\r\n\r\n")
-            assert answer.startswith(b"HTTP/1.1 200"), answer
-            if b"content-length" in answer:
-                await reader.readexactly(int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
-            else:
-                await reader.readuntil(b"\r\n0\r\n\r\n")
-            took.append(time.perf_counter() - began)
-        writer.close()
-
-    await asyncio.gather(*(client() for _ in range(concurrency)))
-    return sorted(took)
+    proxy: Proxy
+    port: int
+    processes: list[subprocess.Popen[bytes]]
 
 
-def start(root: Path, *flags: str) -> tuple[list[subprocess.Popen[bytes]], int, int]:
-    """Start a static server, a gateway and a bare proxy before it; return the processes and the proxies' ports."""
-    scene = Scene(root)
-    scene.publish(1, files={f"{LARGE}/shards.json": SHARDS}, valid_days=36500)
-    offered = {o.name: o.digest for o in scene.held().offers(scene.now, scene.now - scene.now).values()}
-    (root / "trust.yaml").write_text(
-        yaml.safe_dump({"line": LINE, "public_keys": [scene.publisher.pair.public_pem.decode()]})
-    )
-    served = {
-        "variant": TINY, "model_sha256": offered[TINY], "release_line": LINE, "release_version": 1,
-        "manifest_sha256": "0" * 64,
-    }  # fmt: skip
-    status = {"schema_version": 1, "name": "s", "pool": "edge", "state": "ready", "slots": 512, "served": served}
-    upstream, port = free_port(), free_port()
-    argv = [sys.executable, "-m", "tests.bench.static_server", str(upstream), json.dumps(status)]
-    server = subprocess.Popen(argv, cwd=ROOT)
-    await_http(f"http://127.0.0.1:{upstream}/status", server)
-    argv = [
-        sys.executable, "-c", "import sys; from pipeline.cli import main; sys.exit(main())", "gateway",
-        "--edge", f"http://127.0.0.1:{upstream}", "--registry", str(root / "registry"), "--trust", str(root / "trust.yaml"),
-        "--state", str(root / "state.json"), "--port", str(port), *flags,
-    ]  # fmt: skip
-    gateway = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL)
-    await_http(f"http://127.0.0.1:{port}/readyz", gateway)
-    bare = free_port()
-    argv = [sys.executable, "-m", "tests.bench.bare_proxy", str(bare), f"http://127.0.0.1:{upstream}"]
-    peer = subprocess.Popen(argv, cwd=ROOT)
-    await_http(f"http://127.0.0.1:{bare}/status", peer)
-    return [server, gateway, peer], port, bare
+@dataclass(frozen=True)
+class Figures:
+    """One round: processor microseconds a request, and how long requests took in milliseconds."""
+
+    used_us: float
+    p50_ms: float
+    p99_ms: float
 
 
-def measure(pid: int, port: int, body: bytes, requests: int, concurrency: int) -> tuple[float, float, float]:
-    """Return processor microseconds a request, and p50 and p99 in milliseconds."""
-    asyncio.run(load(port, body, max(requests // 10, concurrency), concurrency))
-    before = cpu_s(pid)
-    took = asyncio.run(load(port, body, requests, concurrency))
-    used = (cpu_s(pid) - before) / requests * 1e6
-    return used, took[len(took) // 2] * 1000, took[len(took) * 99 // 100] * 1000
+@contextmanager
+def server(root: Path, model: bytes) -> Iterator[int]:
+    """Yield the port of a server that costs nothing, and says that it serves a model's release, which is laid down."""
+    served = released(root, model)
+    status = ServerStatus(name="s", pool=Pool.EDGE, state=State.READY, slots=512, context=4096, served=served)
+    port = free_port()
+    argv = [sys.executable, "-m", "tests.bench.static_server", str(port), status.encode().decode()]
+    process = subprocess.Popen(argv, cwd=ROOT)
+    try:
+        await_http(f"http://127.0.0.1:{port}/status", process)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
 
 
-def main(requests: int) -> None:
-    """Measure, and print one line for each kind of answer and concurrency, the bare proxy's in turns with ours."""
-    whole = json.dumps(chat(max_tokens=64, temperature=0)).encode()
-    stream = json.dumps(chat(max_tokens=64, temperature=0, stream=True), separators=(",", ":")).encode()
-    with tempfile.TemporaryDirectory() as root:
-        (server, gateway, bare), port, bare_port = start(Path(root))
-        proxies = {"gateway": (gateway.pid, port), "bare": (bare.pid, bare_port)}
+@contextmanager
+def running(proxy: Proxy, root: Path, upstream: int) -> Iterator[Running]:
+    """Yield a proxy that answers, on a core of its own; raises MissingError."""
+    port, processes = free_port(), list[subprocess.Popen[bytes]]()
+    try:
+        with (root / f"{proxy.name}.log").open("wb") as log:
+            for argv in proxy.commands(Site(root, port, upstream)):
+                processes.append(subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log))
+                os.sched_setaffinity(processes[-1].pid, _CORES[-1:])
         try:
-            for concurrency in (1, 16, 64):
-                for name, (pid, at) in proxies.items():
-                    used, p50, p99 = measure(pid, at, whole, requests, concurrency)
-                    print(
-                        f"whole    {concurrency:3} {name:8} {used:6.0f} us a request  p50 {p50:.2f}  p99 {p99:.2f} ms"
-                    )
-            for concurrency in (1, 16, 64):
-                for name, (pid, at) in proxies.items():
-                    used, _, _ = measure(pid, at, stream, max(requests // 16, 64), concurrency)
-                    print(f"streamed {concurrency:3} {name:8} {used:6.0f} us a request, {used / EVENTS:.0f} an event")
-        finally:
-            for process in (server, gateway, bare):
-                process.kill()
-                process.wait()
+            _await_answer(port, processes)
+        except AssertionError as e:
+            raise AssertionError(f"{proxy.name}: {e}: {(root / log.name).read_text()[-2000:]}") from e
+        if proxy.ready:
+            await_http(f"http://127.0.0.1:{port}{proxy.ready}", processes[0])
+        yield Running(proxy, port, processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _await_answer(port: int, processes: list[subprocess.Popen[bytes]]) -> None:
+    asked = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/chat/completions", _body(stream=False), {"content-type": "application/json"}
+    )
+    until = time.monotonic() + 120
+    while True:
+        assert all(p.poll() is None for p in processes), "it ended"
+        try:
+            with urllib.request.urlopen(asked, timeout=5):
+                return
+        except OSError:
+            assert time.monotonic() < until, "it does not answer"
+            time.sleep(0.2)
+
+
+def _body(*, stream: bool) -> bytes:
+    asked = chat(PROMPT, max_tokens=64, temperature=0, **({"stream": True} if stream else {}))
+    return json.dumps(asked, separators=(",", ":")).encode()
+
+
+def measure(at: Running, requests: int, concurrency: int, *, stream: bool) -> Figures:
+    """Return the figures of one round."""
+    number, body = max(round(requests * at.proxy.share), _EACH * concurrency), _body(stream=stream)
+    pids = [p.pid for p in at.processes]
+    load(at.port, body, max(round(number * _WARM), concurrency), concurrency)
+    before = cpu_s(pids)
+    took = load(at.port, body, number, concurrency)
+    used = (cpu_s(pids) - before) / number * 1e6
+    return Figures(used, took[len(took) // 2] * 1000, took[len(took) * 99 // 100] * 1000)
+
+
+def compare(proxies: list[Running], requests: int, rounds: int, *, stream: bool) -> None:
+    """Measure in rounds, and print a line for each concurrency and proxy."""
+    parts, unit = (EVENTS, "event") if stream else (1, "answer")
+    print(f"\n{'streamed' if stream else 'whole'}: us of processor time for each {unit}; p50 and p99 of the answer")
+    for concurrency in CONCURRENCIES:
+        found: dict[str, Figures] = {}
+        for _ in range(rounds):
+            for at in proxies:
+                made = measure(at, requests, concurrency, stream=stream)
+                found[at.proxy.name] = min(found.get(at.proxy.name, made), made, key=lambda f: f.used_us)
+        own = found["gateway"].used_us if "gateway" in found else 0.0
+        for name, f in found.items():
+            print(
+                f"{concurrency:3} {name:12} {f.used_us / parts:8.1f} us  p50 {f.p50_ms:8.2f}  p99 {f.p99_ms:8.2f} ms"
+                f"  gateway is {own / f.used_us:.3g}x"
+            )
+
+
+def main() -> None:
+    """Start what there is, measure, and say what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default=",".join(p.name for p in PROXIES), help="names, with commas between them")
+    args = parser.parse_args()
+    os.sched_setaffinity(0, _CORES[:-1] or _CORES)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        root = Path(folder)
+        upstream = stack.enter_context(server(root, demo_gguf(root / "model").read_bytes()))
+        proxies: list[Running] = []
+        for proxy in PROXIES:
+            if proxy.name not in args.only.split(","):
+                continue
+            try:
+                proxies.append(stack.enter_context(running(proxy, root, upstream)))
+            except MissingError as e:
+                print(f"{proxy.name} is left out: {e}")
+        compare(proxies, args.requests, args.rounds, stream=False)
+        compare(proxies, args.requests // EVENTS, args.rounds, stream=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 4000)
+    main()

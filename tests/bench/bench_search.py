@@ -37,8 +37,9 @@ from pipeline.stages.project import Project
 from pipeline.stages.quality import bootstrap
 from pipeline.stages.quantize import used
 from pipeline.stages.searcher import Searcher
+from pipeline.stages.survey import EMBEDDING
 from pipeline.stages.trials import Trial, Trials
-from pipeline.toolchain import counting, runtime
+from pipeline.toolchain import counting, kernels, runtime
 
 ROOT = Path(__file__).parents[2]
 TIER, TARGET = Tier.TINY_EDGE, Target.ARM64
@@ -193,6 +194,13 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float,
     return divided(pairs), *bootstrap(pairs, divided, RESAMPLES)
 
 
+def cost(trial: Trial, survey: sensitivity.Survey) -> float:
+    """Return the instructions of a token by the committed counts of a weight of each type."""
+    per = kernels.per_weight(TARGET)
+    multiplied = [m for m in survey.matrices if survey.tied or m.name != EMBEDDING]
+    return sum(m.rows * m.columns * per[trial.types[m.name]] for m in multiplied)
+
+
 def mean_kl(trial: Trial) -> float:
     return sum(trial.prompt) + sum(trial.answer)
 
@@ -204,17 +212,22 @@ def best(named: Iterable[tuple[str, Recipe, Trial]], size: int) -> tuple[str, Re
     return name, recipe
 
 
-def compare(study: Study) -> list[dict[str, object]]:
+def compare(study: Study, *, presets_only: bool) -> list[dict[str, object]]:
     """Return a row for each budget and peer."""
     survey = sensitivity.Survey.read(study.project.sensitivity(TIER))
     presets = [(p.label, Recipe(base=p.name, imatrix=p.imatrix), p.trial) for p in survey.presets]
-    rules = thumb([m.name for m in survey.matrices])
+    rules = {} if presets_only else thumb([m.name for m in survey.matrices])
     tried = study.trials.measure(list(rules.values()), shown="rules of thumb")
     ruled = [(name, recipe, trial) for (name, recipe), trial in zip(rules.items(), tried, strict=True)]
     rows = []
     for budget in BUDGETS:
         size = next(t.size for name, _, t in presets if name.partition("+")[0] == budget)
-        for limited, ratio_max, peers in (("presets", 1.05, presets), ("rules of thumb", FREE, ruled)):
+        limit = 1.05 * next(cost(t, survey) for name, _, t in presets if name.partition("+")[0] == budget)
+        quick = [(name, recipe, trial) for name, recipe, trial in presets if cost(trial, survey) <= limit]
+        kinds = (("presets", 1.05, presets), ("presets as fast", 1.05, quick), ("rules of thumb", FREE, ruled))
+        for limited, ratio_max, peers in kinds:
+            if not peers or (limited == "presets as fast" and best(peers, size) == best(presets, size)):
+                continue
             recipe, found = study.search(budget, ratio_max)
             ours = study.measure(recipe)
             name, other = best(peers, size)
@@ -254,11 +267,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
     parser.add_argument("--name", required=True)
     parser.add_argument("--out", type=Path, default=Path("build/bench/search"))
+    parser.add_argument("--presets-only", action="store_true", help="beside presets alone, not rules of thumb")
     args = parser.parse_args()
     pin_cpu_kernels()
     study = Study(args.model, args.out / re.sub(r"\W+", "-", args.name))
     study.prepare()
-    rows = compare(study)
+    rows = compare(study, presets_only=args.presets_only)
     parameters = sum(m.rows * m.columns for m in sensitivity.Survey.read(study.project.sensitivity(TIER)).matrices)
     result = {"name": args.name, "parameters": parameters, "seconds": study.seconds, "rows": rows}
     (args.out / f"{re.sub(r'[^A-Za-z0-9]+', '-', args.name)}.json").write_text(json.dumps(result, indent=1) + "\n")

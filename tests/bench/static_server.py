@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
+
+import uvloop
 
 from tests.support.upstreams import DONE, completion, piece
 
 EVENTS = 64
+_PIECES = [*[piece("word ")] * (EVENTS - 1), piece("", "stop") + DONE]
 GAP_S = 0.002
+_WHOLE = completion("an answer")
 
 
 class Static(asyncio.Protocol):
@@ -35,13 +38,13 @@ class Static(asyncio.Protocol):
         self._data = rest[length:]
         if head.startswith(b"GET"):
             self._answer(self.status)
-        elif b'"stream":true' in rest:
+        elif b'"stream":true' in rest.replace(b" ", b""):
             self._transport.write(
                 b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
             )
-            self._next([piece("word ") for _ in range(EVENTS - 1)] + [piece("", "stop") + DONE])
+            self._next([*_PIECES])
         else:
-            self._answer(completion("an answer"))
+            self._answer(_WHOLE)
 
     def _answer(self, body: bytes) -> None:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
@@ -54,12 +57,12 @@ class Static(asyncio.Protocol):
             asyncio.get_running_loop().call_later(GAP_S, self._next, events)
 
 
-async def main(port: int, status: dict[str, object]) -> None:
+async def main(port: int, status: str) -> None:
     """Serve for ever."""
-    Static.status = json.dumps(status).encode()
+    Static.status = status.encode()
     server = await asyncio.get_running_loop().create_server(Static, "127.0.0.1", port)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), json.loads(sys.argv[2])))
+    uvloop.run(main(int(sys.argv[1]), sys.argv[2]))

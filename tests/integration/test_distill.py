@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM, MixtralConfig, Phi3Config, PreTra
 from pipeline.catalog.names import Tier
 from pipeline.catalog.tiers import Distill
 from pipeline.errors import StageError
+from pipeline.model.chat import Chat
 from pipeline.ports.files import tree_digest
 from pipeline.ports.hub import Hub
 from pipeline.stages.answers import answers
 from pipeline.stages.batches import Row, collate, encode
-from pipeline.stages.chat import Chat
 from pipeline.stages.checkpoint import Checkpoint
 from pipeline.stages.distill import distill, learn, load
 from pipeline.stages.learner import Learner

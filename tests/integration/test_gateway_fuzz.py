@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.bench_gateway import start
+from tests.bench.bench_gateway import running, server
+from tests.bench.proxies import Proxy, gateway
 from tests.support.gateways import chat
 
 # Refusals that a generated request may deserve: a deadline of a microsecond, a tier that nobody serves.
@@ -26,12 +27,10 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance"
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A gateway before a server that answers everything."""
-    processes, at, _ = start(tmp_path_factory.mktemp("site"), "--quiet")
-    yield at
-    assert processes[1].poll() is None, "the gateway ended"
-    for process in processes:
-        process.kill()
-        process.wait()
+    root = tmp_path_factory.mktemp("site")
+    with server(root, b"GGUF") as upstream, running(Proxy("gateway", gateway), root, upstream) as at:
+        yield at.port
+        assert at.processes[0].poll() is None, "the gateway ended"
 
 
 def _is_well(port: int) -> bool:

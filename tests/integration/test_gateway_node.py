@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.serving.role import Role
+from pipeline.peers.role import Role
 from tests.support import built, nodes, pki, served
+from tests.support.controllers import ControllerProcess
 from tests.support.llama_server import await_http, free_port
 from tests.support.nodes import NodeProcess
 from tests.support.served import Shop
@@ -55,5 +56,33 @@ def test_a_prompt_goes_through_both_over_mutual_tls(tmp_path: Path) -> None:
             with urllib.request.urlopen(request) as answer:
                 assert answer.headers["x-edge-pool"] == "edge"
                 assert json.load(answer)["text"]
+    finally:
+        node.stop()
+
+
+def test_the_controller_sees_the_node_and_steers_the_gateway(tmp_path: Path) -> None:
+    """Over mutual TLS from the controller to the gateway to the node: its processors are known, the policy is pushed."""
+    shop = served.shop(tmp_path / "shop")
+    shop.publish(1, served.make(tmp_path / "one", 0))
+    authority = pki.authority()
+    own, theirs, ours = (
+        pki.folder(tmp_path / role, authority, role) for role in (Role.GATEWAY, Role.NODE, Role.CONTROLLER)
+    )
+    node, controller, admin = NodeProcess(shop, tmp_path / "node"), ControllerProcess(tmp_path), free_port()
+    try:
+        node.start("--tls", str(theirs), "--host", "127.0.0.1")
+        flags = ("--edge", f"https://localhost:{node.port}", "--tls", str(own), "--admin", f"127.0.0.1:{admin}")
+        with gateway(shop, tmp_path, *flags) as port:
+            await_http(f"http://127.0.0.1:{port}/readyz", node.process, 120)
+            said = controller.once(
+                "--no-kubernetes", "--tls", str(ours), "--json",
+                gateways=[{"name": "gw", "url": f"https://localhost:{admin}"}], policy={"version": 1, "cpu": 0.5},
+            )  # fmt: skip
+            found = json.loads(said.stdout)
+            (seen,) = found["state"]["nodes"]
+            assert seen["ready"] is True
+            assert 0 <= seen["cpu"] <= 1
+            assert [(a["kind"], a["reason"]) for a in found["actions"]] == [("set_policy", "first")]
+            assert found["did"] == [{"outcome": "done", "detail": ""}]
     finally:
         node.stop()

@@ -186,7 +186,7 @@ def _worker(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 POINTS = [
-    *(f"{when} {call}" for call in range(1, 6) for when in ("before", "after")),
+    *(f"{when} {call}" for call in range(1, 8) for when in ("before", "after")),
     "progress 1000000",
 ]
 
@@ -195,10 +195,10 @@ POINTS = [
 def test_a_publisher_process_killed_at_each_step(
     point: str, root: Path, second: SignedRelease, publisher: Publisher, key: Path
 ) -> None:
-    """Before and after each of three files, the record and the pointer, and within a file: never half a release."""
+    """Before and after each of three files, two indexes, the record and the pointer, and within a file: never half."""
     killed = _worker("publish", root, _folder(second), key, point)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = point == "after 5"
+    done = point == "after 7"
     assert _check_registry(root, publisher) == (2 if done else 1)
     again = _worker("publish", root, _folder(second), key, "never 0")
     assert again.returncode == 0, again.stderr

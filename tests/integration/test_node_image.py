@@ -18,7 +18,7 @@ import pytest
 from pipeline.catalog.names import Target, host_target
 from pipeline.errors import PipelineError
 from pipeline.ports import qemu
-from pipeline.serving.node import engine
+from pipeline.serving.node import llama
 from pipeline.serving.node.sizing import Sizing
 from pipeline.toolchain import runtime
 
@@ -67,7 +67,7 @@ def test_the_image_starts_from_nothing_as_nobody() -> None:
     assert instruction("HEALTHCHECK") == "NONE"
     assert not {"RUN", "ADD"} & {name for name, _ in instructions()}
     assert json.loads(instruction("ENTRYPOINT"))[0] == "/llama-server"
-    node = engine.arguments(Path("/llama-server"), Path("/m"), "m", Sizing(1, 256, 1, 0, beside=True), 8080)
+    node = llama.arguments(Path("/llama-server"), Path("/m"), "m", Sizing(1, 256, 1, 0, beside=True), 8080)
     for flag in ("--cache-type-k", "--cache-type-v", "--flash-attn"):  # it decodes as a node does
         entry = json.loads(instruction("ENTRYPOINT"))
         assert entry[entry.index(flag) + 1] == node[node.index(flag) + 1]

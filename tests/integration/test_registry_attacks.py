@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,11 +21,11 @@ import pytest
 
 from pipeline.catalog.names import Channel
 from pipeline.errors import Refusal, TrustError
-from pipeline.manifest import pointer
+from pipeline.manifest import dsse, pointer, statement
 from pipeline.manifest.encoding import canonical, sha256
 from pipeline.manifest.pointer import PointerPredicate
 from pipeline.manifest.rules import Accepted, Seen
-from pipeline.registry import channels, layout, record, state
+from pipeline.registry import channels, indexes, layout, record, state
 from pipeline.registry.consume import fetch
 from pipeline.registry.folder import FolderStore
 from pipeline.registry.publish import SignedRelease, publish
@@ -136,6 +137,10 @@ class Scene:
             blob = self.root / layout.blob(sha256(path.read_bytes()))
             if not blob.exists():
                 blob.write_bytes(path.read_bytes())
+        with suppress(TrustError):  # what is no manifest names no index
+            manifest = statement.parse(dsse.unverified_payload(release.bundles.manifest))
+            for name, (file, index) in manifest.indexes().items():
+                indexes.put(self.store, index, file, release.files[name])
         self.record(version).unlink(missing_ok=True)
         self.record(version).write_bytes(record.encode(release.bundles))
 

@@ -25,24 +25,6 @@ PICTURES = os.environ.get("EDGE_RELEASE_SCREENSHOTS")
 # Chromium's own word for what a scheme gives: light paper, dark paper.
 PAPER = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 26)"}
 
-# Every text that lies on a background it may be hard to read on, by WCAG's contrast; 4.5 is its AA limit.
-CONTRAST = """
-(() => {
-  const light = c => { const v = c / 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; };
-  const rgb = text => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
-  const luminance = text => { const [r, g, b] = rgb(text).map(light); return .2126 * r + .7152 * g + .0722 * b; };
-  const paper = luminance(getComputedStyle(document.body).backgroundColor);
-  const found = {};
-  for (const e of document.querySelectorAll("body *")) {
-    const style = getComputedStyle(e), svg = e instanceof SVGElement;
-    if (svg ? e.tagName !== "text" : ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
-    const ink = luminance(svg ? style.fill : style.color);
-    found[svg ? style.fill : style.color] = (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05);
-  }
-  return found;
-})()
-"""
-
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
@@ -71,7 +53,7 @@ def test_the_page_is_whole_and_asks_for_nothing(browser: Browser, tmp_path: Path
     assert tab.run("document.documentElement.scrollWidth") == width
     assert tab.run("document.querySelectorAll('svg').length") == 11
     assert tab.run("getComputedStyle(document.body).backgroundColor") == PAPER[scheme]
-    contrasts = tab.run(CONTRAST)
+    contrasts = tab.run(chromium.CONTRAST)
     assert len(contrasts) > 4
     assert {colour: value for colour, value in contrasts.items() if value < 4.5} == {}
     folder = Path(PICTURES) if PICTURES else tmp_path

@@ -32,6 +32,7 @@ from pipeline.registry.pull import pull
 from pipeline.registry.s3 import Limits, S3Store, connect
 from pipeline.registry.store import Store, open_store, silent
 from pipeline.registry.verify import verify_folder, verify_release
+from tests.support.changed import WORDS, layers, model
 from tests.support.contract import DATA, DIGEST, StoreContract, overtaken
 from tests.support.proxy import Proxy
 from tests.support.releases import EDGE, LINE, NOW, Publisher, save_release
@@ -111,6 +112,21 @@ def test_a_release_goes_there_and_back(store: S3Store, publisher: Publisher, tmp
     pull(store, accepted, EDGE, tmp_path / "into")
     verify_folder(tmp_path / "into/current", opener=publisher.opener, line=LINE, seen=accepted.seen, now=NOW)
     assert len(store.names("channels/demo/dev/")) == 1
+
+
+def test_an_update_moves_what_changed(store: S3Store, publisher: Publisher, tmp_path: Path) -> None:
+    """Ranges of the new file come from the server, what did not change from the disk, and the folder verifies."""
+    before, after = model(layers(40), words=WORDS), model(layers(40, t7=107, t8=108, t30=130), words=WORDS)
+    for version, data in ((1, before), (2, after)):
+        files = {f"{EDGE}/model.gguf": data}
+        _publish(store, publisher.release(tmp_path / f"release-{version}", version, files=files), publisher)
+        hooked = Hooked(store)
+        done = pull(hooked, _fetch(store, publisher), EDGE, tmp_path / "into")
+    ranges = [call for call in hooked.calls if call.startswith("open_blob")]
+    assert len(ranges) == 3  # the index, two neighbours, one tensor
+    assert 3 * 40 * 1024 <= done.fetched < 3 * 40 * 1024 + 8192
+    assert (tmp_path / "into/current/model.gguf").read_bytes() == after
+    verify_folder(tmp_path / "into/current", opener=publisher.opener, line=LINE, seen=Seen(), now=NOW)
 
 
 def test_many_names_come_in_pages(store: S3Store, prefix: str) -> None:
@@ -209,15 +225,15 @@ def test_two_publisher_processes_race_for_a_channel(
     assert winner in versions
 
 
-@pytest.mark.parametrize("point", [f"{when} {call}" for call in range(1, 6) for when in ("before", "after")])
+@pytest.mark.parametrize("point", [f"{when} {call}" for call in range(1, 8) for when in ("before", "after")])
 def test_a_publisher_killed_at_each_step(
     point: str, store: S3Store, publisher: Publisher, key: Path, tmp_path: Path
 ) -> None:
-    """Before and after each of three files, the record and the pointer: never half a release; again finishes."""
+    """Before and after each of three files, two indexes, the record and the pointer: never half a release."""
     folder = _saved(publisher, tmp_path / "one", 1, 1)
     ((code, said),) = _finish(_start(store.url, folder, key, point))
     assert code == -signal.SIGKILL, said
-    assert _check(store, publisher) == ([1] if point in {"after 4", "before 5", "after 5"} else [])
+    assert _check(store, publisher) == ([1] if point in {"after 6", "before 7", "after 7"} else [])
     ((code, said),) = _finish(_start(store.url, folder, key))
     assert code == 0, said
     assert _check(store, publisher) == [1]

@@ -21,9 +21,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from pipeline.catalog.names import Target, Tier, Variant
 from pipeline.catalog.tiers import Shard
 from pipeline.errors import StageError, ToolError
+from pipeline.manifest.statement import SHARDS
+from pipeline.model.layout import Layout, rank_file
+from pipeline.model.tensor_file import Spec, TensorFile
 from pipeline.ports.files import tree_digest
-from pipeline.stages.shard import SHARDS, Layout, rank_file, shard, split
-from pipeline.stages.tensor_file import Spec, TensorFile
+from pipeline.stages.shard import shard, split
 from pipeline.stages.tensor_parallel import Answer, Job, Output, Request, launch, main
 from tests.support import models
 from tests.support.projects import DEMO, project

@@ -1,4 +1,5 @@
-"""`model.yml` as it is, on this machine: its run lines in order, in fresh clones of a small project, from plan to publish.
+"""`model.yml` as it is, on this machine: its run lines in order, in fresh clones of a small project, from plan to publish;
+then `deploy.yml`.
 
 The private Sigstore instance stands in for GitHub's identities and for the public one. The run-cache and the registry
 are folders that travel as artifacts, and, where a real S3 server is at hand, on that.
@@ -32,6 +33,7 @@ from tests.support.sigstore_instance import SigstoreInstance
 S3 = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "S3_TEST_BUCKET")
 NO_S3 = [name for name in S3 if not os.environ.get(name)]
 WORKFLOW = Workflow.load(projects.REPOSITORY / ".github/workflows/model.yml")
+DEPLOY = Workflow.load(projects.REPOSITORY / ".github/workflows/deploy.yml")
 TAG = "v0.1.0"
 EMULATORS = all(qemu.find(target) for target in (Target.ARM64, Target.RISCV64))
 # What this machine is instead of the machine a job asks for: its programs are brought along.
@@ -84,7 +86,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tagged commit of a project that makes releases of a small model, with this repository's workflow's tools."""
     root = tmp_path_factory.mktemp("project")
     projects.release_project(root)
-    for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE", "requirements"):
+    for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE", "requirements", "manifests/k8s"):
         source = projects.REPOSITORY / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, root / name)
     params = yaml.safe_load((root / "params.yaml").read_text())
@@ -194,6 +196,23 @@ def test_a_run_for_the_tag_promotes_the_release(released: Released, project: Pat
     assert {name for name, end in run.ended.items() if end.result != "skipped"} == {"move"}
     assert run.ended["move"].result == "success"
     assert json.loads(released.consumer("releases", "--json"))["channels"] == {"canary": 1, "dev": 1}
+
+
+def test_the_release_is_committed_to_the_fleet(released: Released, tmp_path: Path) -> None:
+    """By hand, `deploy.yml` makes one commit of the channel's release, verified by whom its workflow's consumers trust."""
+    fleet = tmp_path / "fleet.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", str(fleet)], check=True)
+    variables = {**released.run.variables, "REGISTRY": released.registry, "GITOPS_REPOSITORY": str(fleet)}
+    event = Event("workflow_dispatch", f"refs/tags/{TAG}", inputs={"channel": "dev"})
+    for attempt in ("first", "again"):
+        run = replace(
+            released.run, workflow=DEPLOY, event=event, home=released.home / f"deploying-{attempt}", variables=variables,
+            ended={}, executed=[],
+        )  # fmt: skip
+        run.execute()
+        assert {name: end.result for name, end in run.ended.items()} == {"commit": "success", "rollout": "skipped"}
+    log = subprocess.run(["git", "-C", str(fleet), "log", "--format=%s"], capture_output=True, text=True, check=True)
+    assert log.stdout.splitlines() == [f"Release own 1 ({TAG})"]
 
 
 def test_a_fork_of_the_same_name_is_refused(released: Released) -> None:

@@ -1,4 +1,4 @@
-"""Headless Chromium over a pipe: opens a page offline, and keeps what it complained about and asked the network for.
+"""Headless Chromium over a pipe: opens a page, and keeps what it complained about and asked the network for.
 
 The DevTools protocol runs over two file descriptors (--remote-debugging-pipe), so no port is opened and no package is
 needed.
@@ -25,18 +25,36 @@ FLAGS = (
     "--no-default-browser-check", "--disable-dev-shm-usage", "--remote-debugging-pipe",
 )  # fmt: skip
 
+# Every text that lies on a background it may be hard to read on, by WCAG's contrast; 4.5 is its AA limit.
+CONTRAST = """
+(() => {
+  const light = c => { const v = c / 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; };
+  const rgb = text => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
+  const luminance = text => { const [r, g, b] = rgb(text).map(light); return .2126 * r + .7152 * g + .0722 * b; };
+  const paper = luminance(getComputedStyle(document.body).backgroundColor);
+  const found = {};
+  for (const e of document.querySelectorAll("body *")) {
+    const style = getComputedStyle(e), svg = e instanceof SVGElement;
+    if (svg ? e.tagName !== "text" : ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+    const ink = luminance(svg ? style.fill : style.color);
+    found[svg ? style.fill : style.color] = (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05);
+  }
+  return found;
+})()
+"""
+
 
 class Page:
     """One tab; `complaints` are console messages and log entries, `requests` the addresses it asked for."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
+    def __init__(self, browser: Browser, session: str, *, online: bool) -> None:
         self._browser, self._session = browser, session
         self.complaints: list[str] = []
         self.requests: list[str] = []
         for domain in ("Page", "Runtime", "Log", "Network", "Accessibility"):
             self.call(f"{domain}.enable")
-        offline = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-        self.call("Network.emulateNetworkConditions", **offline)
+        network = {"offline": not online, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        self.call("Network.emulateNetworkConditions", **network)
 
     def call(self, method: str, **params: Any) -> Any:
         return self._browser.call(method, self._session, **params)
@@ -52,9 +70,14 @@ class Page:
         self._browser.seen.clear()
         self.call("Page.navigate", url=address)
         self._browser.wait("Page.loadEventFired", self._session)
-        self.run("new Promise(done => setTimeout(done, 100))")
+        self.wait()
+
+    def wait(self, ms: int = 100) -> None:
+        """Let time pass, and keep what happened."""
+        self.run(f"new Promise(done => setTimeout(done, {ms}))")
         for event in self._browser.seen:
             self._keep(event["method"], event["params"])
+        self._browser.seen.clear()
 
     def _keep(self, method: str, params: dict[str, Any]) -> None:
         match method:
@@ -110,10 +133,10 @@ class Browser:
             if "method" in answer:
                 self.seen.append(answer)
 
-    def page(self) -> Page:
-        """Return a new tab."""
+    def page(self, *, online: bool = False) -> Page:
+        """Return a new tab; without the network unless it is for a page that is served."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        return Page(self, self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
+        return Page(self, self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"], online=online)
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:

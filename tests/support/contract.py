@@ -53,6 +53,13 @@ class StoreContract:
         with store.open_blob(DIGEST, offset) as f:
             assert io.BufferedReader(f).read() == DATA[offset:]
 
+    @pytest.mark.parametrize(("offset", "length"), [(0, 1), (0, len(DATA)), (5000, 300), (len(DATA) - 1, 1), (7, 0)])
+    def test_a_range_of_a_blob_is_read(self, offset: int, length: int, store: Store, source: Path) -> None:
+        """A range ends where it was asked to."""
+        store.put_blob(DIGEST, source, silent)
+        with store.open_blob(DIGEST, offset, length) as f:
+            assert io.BufferedReader(f).read() == DATA[offset : offset + length]
+
     def test_an_empty_blob(self, store: Store, tmp_path: Path) -> None:
         """A file without bytes is a file."""
         (tmp_path / "empty").touch()
@@ -76,10 +83,11 @@ class StoreContract:
         store.put_blob(DIGEST, source, lambda *report: seen.append(report))
         assert seen[-1] == (len(DATA), len(DATA), DIGEST)
 
-    def test_a_missing_blob_is_refused(self, store: Store) -> None:
-        """A blob that is not there is a missing file."""
-        with pytest.raises(TrustError) as caught, store.open_blob(DIGEST):
-            pass
+    @pytest.mark.parametrize("length", [None, 10])
+    def test_a_missing_blob_is_refused(self, length: int | None, store: Store) -> None:
+        """A blob that is not there is a missing file, whether all of it is asked for or a range."""
+        with pytest.raises(TrustError) as caught, store.open_blob(DIGEST, 0, length) as f:
+            f.read(1)
         assert caught.value.refusal is Refusal.MISSING_FILE
 
     @pytest.mark.parametrize("data", [b"one", b"other"], ids=["same content", "other content"])

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.catalog.names import Tier
+from pipeline.peers.status import Pool, State
 from pipeline.serving.snapshot import Endpoint, Offered, Snapshot
-from pipeline.serving.status import Pool, State
 
 TINY, MID, LARGE = "tiny-edge-arm64", "mid-tier-arm64", "large-x86_64"
 TUNED = f"{TINY}+lookup"

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.manifest.encoding import sha256
+from pipeline.peers.status import Pool
+from pipeline.serving.gateway import wire
 from pipeline.serving.gateway.app import App
 from pipeline.serving.gateway.callers import Callers
-from pipeline.serving.gateway.gateway import Gateway, Parts
+from pipeline.serving.gateway.gateway import Gateway
 from pipeline.serving.gateway.settings import EndpointEntry, Settings
 from pipeline.serving.gateway.tracing import Off, Tracing
-from pipeline.serving.status import Pool
+from pipeline.serving.gateway.watcher import Parts, Watcher
 from tests.support.scenes import Scene
 from tests.support.upstreams import Behaviour, Upstream
 
@@ -69,6 +71,7 @@ class Running:
     app: App
     gateway: Gateway
     servers: dict[str, Upstream]
+    scene: Scene
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     async def ask(
@@ -87,6 +90,7 @@ class Running:
             "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"",
             "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()], "http_version": "1.1",
             "scheme": "http", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "root_path": "", "asgi": {"version": "3.0"},
+            wire.CONNECTED: (connected := wire.Connected()),
         }  # fmt: skip
         sent: list[dict[str, Any]] = []
         given = iter([{"type": "http.request", "body": data, "more_body": False}])
@@ -94,14 +98,22 @@ class Running:
         async def receive() -> dict[str, Any]:
             for message in given:
                 return message
+            await asyncio.Event().wait()
+            raise AssertionError("nobody waits for a client that leaves")
+
+        async def leaves() -> None:
             await (leave or asyncio.Event()).wait()
-            return {"type": "http.disconnect"}
+            connected.lost()
 
         async def send(message: Any) -> None:
             sent.append(message)
             got(message.get("body", b""))
 
-        await self.app(scope, receive, send)
+        leaving = asyncio.create_task(leaves())
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            leaving.cancel()
         start = next((m for m in sent if m["type"] == "http.response.start"), {"status": 0, "headers": []})
         found = {k.decode(): v.decode() for k, v in start["headers"]}
         return Reply(start["status"], found, b"".join(m.get("body", b"") for m in sent))
@@ -114,23 +126,30 @@ class Running:
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something holds."""
-        async with asyncio.timeout(20):
-            while not holds():
-                await asyncio.sleep(0.01)
+        await until(holds)
+
+
+@dataclass
+class Site:
+    """A release, scripted servers that claim to serve it, and what a gateway or picker before them is made of."""
+
+    parts: Parts
+    servers: dict[str, Upstream]
+    scene: Scene
+    lines: list[dict[str, Any]]
 
 
 @asynccontextmanager
-async def running(
+async def site(
     root: Path,
     edge: dict[str, Behaviour] | None = None,
     nvlink: dict[str, Behaviour] | None = None,
     *,
     keys: Path | None = None,
-    tracing: Tracing | None = None,
     status: dict[str, dict[str, Any]] | None = None,
     **settings: Any,
-) -> AsyncIterator[Running]:
-    """Yield a gateway that has heard of its servers; a server is there for each behaviour."""
+) -> AsyncIterator[Site]:
+    """Yield a site with a server for each behaviour."""
     scene = Scene(root)
     scene.publish(1, files={f"{LARGE}/shards.json": SHARDS}, valid_days=36500)
     digest = sha256((root / f"release-1/{TINY}/model.gguf").read_bytes())
@@ -148,21 +167,47 @@ async def running(
         settings=made,
         source=scene.source,
         callers=Callers(keys, time.monotonic),
-        tracing=tracing or Off(),
         write=lambda line: lines.append(json.loads(line)),
         flush=lambda: None,
         clock=time.monotonic,
         new_id=lambda: f"r{next(numbers)}",
     )
     parts.callers.reload()
-    gateway = Gateway(parts)
-    app = App(gateway)
-    await gateway.start()
-    found = Running(app, gateway, servers, lines)
     try:
-        await found.until(lambda: gateway.counts and all(not m.missed for m in gateway.fleet.members.values()))
-        yield found
+        yield Site(parts, servers, scene, lines)
     finally:
-        await gateway.stop()
         for server in servers.values():
             await server.stop()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+async def until_known(watcher: Watcher) -> None:
+    """Wait until every endpoint was heard of, and the release."""
+    await until(lambda: watcher.counts and all(not m.missed for m in watcher.fleet.members.values()))
+
+
+@asynccontextmanager
+async def running(
+    root: Path,
+    edge: dict[str, Behaviour] | None = None,
+    nvlink: dict[str, Behaviour] | None = None,
+    *,
+    tracing: Tracing | None = None,
+    **given: Any,
+) -> AsyncIterator[Running]:
+    """Yield a gateway that has heard of its servers; `given` goes to `site`."""
+    async with site(root, edge, nvlink, **given) as at:
+        gateway = Gateway(at.parts, tracing=tracing or Off())
+        app = App(gateway)
+        await gateway.start()
+        try:
+            await until_known(gateway)
+            yield Running(app, gateway, at.servers, at.scene, at.lines)
+        finally:
+            await gateway.stop()

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.catalog.names import Tier
+from pipeline.peers.status import Pool, Served, ServerStatus, State
 from pipeline.ports import files
-from pipeline.serving.status import Pool, Served, ServerStatus, State
 from pipeline.stages.convert import convert
 from tests.support.projects import DEMO, gguf_tier, project
 
@@ -26,9 +26,9 @@ _UNUSED = {"layers": [0, 1], "ffn": 512, "steps": 1, "batch": 1, "learning_rate"
 CONTEXT = 256  # tokens a slot
 
 
-def demo_gguf(root: Path) -> Path:
+def demo_gguf(root: Path, outtype: str = "f32") -> Path:
     """Return the demo teacher as a GGUF file."""
-    settings = gguf_tier(distill=_UNUSED, convert={"outtype": "f32", "pre_tokenizer": "smollm"})
+    settings = gguf_tier(distill=_UNUSED, convert={"outtype": outtype, "pre_tokenizer": "smollm"})
     teacher = {"embedded": {"path": str(DEMO / "teacher"), "digest": files.tree_digest(DEMO / "teacher")}}
     made = project(root, teacher, {"tiny-edge": settings})
     made.model(Tier.TINY_EDGE).parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +111,11 @@ class LlamaServer:
         """Stop the process without ending it: connections are taken, nothing is answered, its state neither."""
         self.process.send_signal(signal.SIGSTOP)
         self.thawed.clear()
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.process.send_signal(signal.SIGCONT)
+        self.thawed.set()
 
     def stop(self) -> None:
         self.thawed.set()

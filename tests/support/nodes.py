@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.serving.status import ServerStatus, State
+from pipeline.peers.status import ServerStatus, State
 from tests.support.llama_server import free_port
 from tests.support.served import Shop
 
@@ -29,6 +29,7 @@ class NodeProcess:
 
     shop: Shop
     root: Path
+    command: str = "node"
     port: int = field(default_factory=free_port)
     context: ssl.SSLContext | None = None
     process: subprocess.Popen[bytes] | None = None
@@ -37,7 +38,7 @@ class NodeProcess:
         """Start it; the same folders serve again."""
         self.root.mkdir(parents=True, exist_ok=True)
         argv = [
-            sys.executable, "-c", "import sys; from pipeline.cli import main; sys.exit(main())", "node",
+            sys.executable, "-c", "import sys; from pipeline.cli import main; sys.exit(main())", self.command,
             "--registry", str(self.shop.registry), "--trust", str(self.shop.trust), "--home", str(self.root / "home"),
             "--state", str(self.root / "state.json"), "--port", str(self.port), "--name", "pi-1", "--poll", "0.5",
             "--threads", "1", "--slots", "2", *arguments,
@@ -109,7 +110,7 @@ class NodeProcess:
     def servers(self) -> list[int]:
         """The process ids of its llama-servers."""
         assert self.process is not None
-        return [pid for pid in _children(self.process.pid) if _name(pid) == "llama-server"]
+        return [pid for pid in _children(self.process.pid) if name(pid) == "llama-server"]
 
     def kill(self) -> None:
         """Kill the node as a loss of power does."""
@@ -125,6 +126,20 @@ class NodeProcess:
         return self.process.wait(PATIENCE)
 
 
+def descendants(parent: int) -> list[int]:
+    """Return the process ids of a process's children, their children, and so on."""
+    found = _children(parent)
+    return [*found, *(pid for child in found for pid in descendants(child))]
+
+
+def arguments(pid: int) -> list[str]:
+    """Return the command line of a process."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    except OSError:
+        return []
+
+
 def _children(parent: int) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
@@ -138,7 +153,7 @@ def _children(parent: int) -> list[int]:
     return found
 
 
-def _name(pid: int) -> str:
+def name(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:

@@ -22,6 +22,7 @@ class FakeGpu:
     name: str = "NVIDIA H100 80GB HBM3"
     bus: str = "00000000:1B:00.0"
     memory: int | None = 85520809984
+    free: int = 85520809984
     capability: tuple[int, int] | None = (9, 0)
     milliwatts: int | None = 700_000
     mig: list[int] | None = field(default_factory=lambda: [0, 0])
@@ -100,7 +101,7 @@ class FakeNvml:
         return SimpleNamespace(busId=self._text(gpu.bus))
 
     def nvmlDeviceGetMemoryInfo(self, gpu: FakeGpu) -> SimpleNamespace:
-        return SimpleNamespace(total=self._given(gpu.memory))
+        return SimpleNamespace(total=self._given(gpu.memory), free=gpu.free)
 
     def nvmlDeviceGetCudaComputeCapability(self, gpu: FakeGpu) -> tuple[int, int]:
         return self._given(gpu.capability)

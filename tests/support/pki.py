@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pipeline.peers.role import Role
 from pipeline.serving import certs
-from pipeline.serving.role import Role
 
 HOSTS = ("localhost", "127.0.0.1")
 

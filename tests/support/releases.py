@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,14 +18,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from safetensors.numpy import save
 
 from pipeline.catalog.names import Channel, Target, Variant
+from pipeline.errors import TrustError
 from pipeline.manifest import dsse, oms, provenance, statement
+from pipeline.manifest.chunks import Index
 from pipeline.manifest.dsse import Opener
 from pipeline.manifest.encoding import canonical, sha256
 from pipeline.manifest.evidence import File
 from pipeline.manifest.rules import Bundles
 from pipeline.manifest.statement import ModelConfig, Predicate, ReleaseName, RuntimeEntry, Source, VariantEntry, Verdict
 from pipeline.ports.keys import KeyPair, Signer, signer
-from pipeline.registry import record
+from pipeline.registry import indexes, record
 from pipeline.registry.publish import SignedRelease
 
 LINE = "demo"
@@ -100,14 +103,14 @@ class Publisher:
             mutate: changes the manifest before it is signed.
         """
         contents = {**usual_files(folder, version if seed is None else seed, rows), **(files or {})}
-        predicate = _predicate(contents, version, channels, passed=passed, expires=NOW + timedelta(days=valid_days))
-        document = json.loads(statement.build(predicate).encode())
-        if mutate:
-            mutate(document)
         paths = {name: folder / name for name in contents}
         for name, data in contents.items():
             paths[name].parent.mkdir(parents=True, exist_ok=True)
             paths[name].write_bytes(data)
+        predicate = _predicate(contents, version, channels, passed=passed, expires=NOW + timedelta(days=valid_days))
+        document = json.loads(statement.build(_indexed(predicate, folder)).encode())
+        if mutate:
+            mutate(document)
         return SignedRelease(self.bundles(document), paths)
 
     def bundles(self, document: dict[str, Any]) -> Bundles:
@@ -220,6 +223,18 @@ def _predicate(
         ],
         gate=Verdict(passed=passed, reasons=[], channels=list(channels)),
     )
+
+
+def _indexed(predicate: Predicate, folder: Path) -> Predicate:
+    """Return a predicate with the chunk indexes of its models, but for those that are none."""
+    variants = [v.model_copy(update={"chunks": list(_indexes(v, folder))}) for v in predicate.variants]
+    return predicate.model_copy(update={"variants": variants})
+
+
+def _indexes(entry: VariantEntry, folder: Path) -> Iterator[Index]:
+    for file in entry.files:
+        with suppress(TrustError):
+            yield from indexes.of([(file, folder / entry.name / file.name)])
 
 
 def _entry(name: str, files: list[File]) -> VariantEntry:

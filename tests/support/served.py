@@ -14,18 +14,21 @@ from typing import Any
 from pipeline.catalog.golden import GoldenPrompt, parse_golden
 from pipeline.catalog.names import Channel, RunnerClass, Target, Tier, Variant, host_target
 from pipeline.catalog.params import Check
+from pipeline.catalog.tiers import Shard
 from pipeline.manifest.evidence import Answer, Evidence
 from pipeline.ports import llama
 from pipeline.ports import trust as trust_port
 from pipeline.registry.folder import FolderStore
 from pipeline.registry.publish import publish
-from pipeline.stages import gguf_run
+from pipeline.stages import gguf_run, shards_run
 from pipeline.stages.convert import convert
 from pipeline.stages.gguf_run import Asked, Launcher
 from pipeline.stages.golden import Request, Requests
+from pipeline.stages.shard import split
 from pipeline.toolchain import runtime
 from tests.support import evidence, models
-from tests.support.projects import gguf_tier, project
+from tests.support.llama_server import demo_gguf
+from tests.support.projects import DEMO, gguf_tier, project
 from tests.support.releases import LINE, NOW, Publisher
 
 SETTINGS = Check(context=256)
@@ -39,6 +42,7 @@ def here() -> Target:
 
 
 VARIANT = Variant(Tier.TINY_EDGE, here()).name
+LARGE = Variant(Tier.LARGE, here()).name
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,26 @@ def make(root: Path, seed: int, *, template: bool = True) -> Made:
     models.save(made.model(Tier.TINY_EDGE), models.llama(), seed=seed, template=template)
     convert(made, Tier.TINY_EDGE)
     return _answered(root, made.gguf(Tier.TINY_EDGE), made.golden())
+
+
+def teacher(root: Path, outtype: str = "f32") -> Made:
+    """Make the demo teacher a small model: what it answers is text, and reads back into its tokens."""
+    small = demo_gguf(root / "small", outtype)
+    return _answered(root, small, _teachers_golden(root))
+
+
+def teacher_large(root: Path) -> MadeLarge:
+    """Make the demo teacher a large model of two shards."""
+    root.mkdir(parents=True, exist_ok=True)
+    return _sharded(root, DEMO / "teacher", _teachers_golden(root), degree=2)
+
+
+def _teachers_golden(root: Path) -> tuple[GoldenPrompt, ...]:
+    """Write golden prompts that are short enough for the edge even where their bytes are counted."""
+    lines = (DEMO / "golden.jsonl").read_text().splitlines(keepends=True)
+    text = "".join(sorted(lines, key=len)[:60:20])
+    (root / "golden.jsonl").write_text(text)
+    return parse_golden(text, "golden.jsonl")
 
 
 def ending(root: Path, model: Made) -> Made:
@@ -83,6 +107,32 @@ def _answered(root: Path, path: Path, prompts: Sequence[GoldenPrompt]) -> Made:
 
 
 @dataclass(frozen=True)
+class MadeLarge:
+    """A folder of shards with golden prompts, and the tokens they are answered with."""
+
+    folder: Path
+    answers: dict[str, list[int]]
+
+
+def make_large(root: Path, seed: int, *, degree: int = 2, **shape: object) -> MadeLarge:
+    """Make shards whose weights depend on a seed, and let their ranks answer, as a check does.
+
+    Args:
+        shape: what the model's configuration has otherwise than the tests' usual one.
+    """
+    made = project(root, {"embedded": {"path": "models/demo/teacher", "digest": "sha256:" + "0" * 64}}, {})
+    return _sharded(root, models.save(root / "model", models.llama(**shape), seed=seed), made.golden(), degree=degree)
+
+
+def _sharded(root: Path, model: Path, prompts: Sequence[GoldenPrompt], *, degree: int) -> MadeLarge:
+    folder = split(model, root / "shards", Shard(degree=degree, matrices="f32", norms="f32"))
+    (folder / "golden.jsonl").write_bytes((root / "golden.jsonl").read_bytes())
+    asked = shards_run.requests(folder, prompts)
+    run = shards_run.launch(folder, asked, threads=1)
+    return MadeLarge(folder, {answer.id: answer.tokens for answer in run.answers})
+
+
+@dataclass(frozen=True)
 class Shop:
     """A registry with a publisher; `trust` is what its consumers pin."""
 
@@ -105,15 +155,19 @@ class Shop:
         version: int,
         model: Made,
         *,
+        large: MadeLarge | None = None,
         answers: dict[str, list[int]] | None = None,
         server: bytes | None = None,
+        more: dict[str, bytes] | None = None,
         valid: timedelta = timedelta(days=1),
     ) -> None:
         """Publish a release and point the channel dev to it.
 
         Args:
+            large: what the large variant is, where it is to be served.
             answers: what the evidence says, where that is not what the model answers.
             server: other bytes in place of llama-server.
+            more: files of further variants.
             valid: how long it may be used, from now on.
         """
         said = [Answer(id=i, tokens=t, passed=True) for i, t in (answers or model.answers).items()]
@@ -127,10 +181,17 @@ class Shop:
             f"{VARIANT}/golden.jsonl": model.golden,
             f"{VARIANT}/recipe.json": b"{}",
             f"runtime-{here()}/llama-server": program.read_bytes() if server is None else server,
+            **(more or {}),
         }
+        if large is not None:
+            files |= {f"{LARGE}/{p.name}": p.read_bytes() for p in large.folder.iterdir()}
         folder, days = self.root / f"release-{version}", (datetime.now(UTC) - NOW + valid) / timedelta(days=1)
         release = self.publisher.release(
-            folder, version, files=files, valid_days=days, mutate=lambda document: _prove(document, proven, measured)
+            folder,
+            version,
+            files=files,
+            valid_days=days,
+            mutate=lambda document: _prove(document, proven, measured, large),
         )
         publish(
             FolderStore(self.registry), release, channel=Channel.DEV, signer=self.publisher.sign,
@@ -139,11 +200,17 @@ class Shop:
         shutil.rmtree(folder)
 
 
-def _prove(document: dict[str, Any], proven: Evidence, measured: Any) -> None:
+def _prove(document: dict[str, Any], proven: Evidence, measured: Any, large: MadeLarge | None) -> None:
     (entry,) = [v for v in document["predicate"]["variants"] if v["name"] == VARIANT]
     entry["evidence"] = [json.loads(proven.encode())]
     entry["measurements"] = [json.loads(measured.encode())]
     entry["model"]["context"] = 256
+    if large is not None:
+        (entry,) = [v for v in document["predicate"]["variants"] if v["name"] == LARGE]
+        said = [Answer(id=i, tokens=t, passed=True) for i, t in large.answers.items()]
+        checked = evidence.evidence(Variant.parse(LARGE), runner=RunnerClass.HOST).model_copy(update={"answers": said})
+        entry["evidence"], entry["measurements"] = [json.loads(checked.encode())], []
+        entry["model"]["context"] = 256
 
 
 def shop(root: Path) -> Shop:

@@ -34,9 +34,9 @@ class Hooked:
         return self.inner.blob_size(digest)
 
     @contextmanager
-    def open_blob(self, digest: str, offset: int = 0) -> Iterator[BinaryIO]:
-        self._enter(f"open_blob {offset}")
-        with self.inner.open_blob(digest, offset) as f:
+    def open_blob(self, digest: str, offset: int = 0, length: int | None = None) -> Iterator[BinaryIO]:
+        self._enter(f"open_blob {offset}" + ("" if length is None else f" {length}"))
+        with self.inner.open_blob(digest, offset, length) as f:
             yield self.stream(f)
 
     def create(self, name: str, data: bytes) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.serving.status import Pool, Served, ServerStatus, State
+from pipeline.peers.status import Pool, Served, ServerStatus, State
 
 Behaviour = Callable[["Call"], Awaitable[None]]
 

@@ -10,8 +10,8 @@ import torch
 
 from pipeline.catalog.golden import Example
 from pipeline.errors import StageError
+from pipeline.model.chat import Chat
 from pipeline.stages.batches import Row, Schedule, collate, encode
-from pipeline.stages.chat import Chat
 from tests.support import models
 
 LENGTHS = [5 + n % 17 for n in range(100)]
@@ -69,6 +69,13 @@ def test_the_template_writes_the_prompt(folder: Path) -> None:
     assert chat.prompt("tea")[-1] == 3
     assert chat.answer("tea")[-1] == 1
     assert chat.text(chat.answer("aisle 12")) == "aisle 12"
+
+
+def test_a_conversation_ends_where_the_answer_begins_or_goes_on(folder: Path) -> None:
+    """What was begun stands behind the answer's head, without the end that a finished answer has."""
+    chat, asked = Chat(folder), {"role": "user", "content": "tea"}
+    begun = chat.conversation([asked, {"role": "assistant", "content": "aisle 1"}], unfinished=True)
+    assert begun == chat.conversation([asked]) + chat.tokens("aisle 1", special=False)
 
 
 def test_without_a_template_prompt_and_answer_are_put_together(tmp_path: Path) -> None:

@@ -55,6 +55,34 @@ def test_it_is_asked_to_end_or_killed(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
+def test_why_it_ended_may_stand_further_up(tmp_path: Path) -> None:
+    """A program that prints more behind its reason marks it; one that was asked to end gives none."""
+
+    async def go(text: str, *, ask: bool = False) -> str:
+        program = await beside.start([script(tmp_path, text)], hint="x", name="engine", reason="failed: ")
+        while not program._tail:
+            await asyncio.sleep(0.01)
+        if ask:
+            program.ask_to_end()
+        return await program.wait()
+
+    assert asyncio.run(go("echo failed: no memory; echo a trace; exit 1")) == "engine ended with status 1: no memory"
+    assert asyncio.run(go("trap 'echo trace; exit 1' TERM; echo up; sleep 9 & wait", ask=True)) == "engine ended"
+
+
+def test_an_interrupt_at_the_terminal_is_not_the_programs(tmp_path: Path) -> None:
+    """It has a session of its own, so that whoever started it decides when it ends."""
+
+    async def go() -> bool:
+        program = await beside.start([script(tmp_path, "echo up; sleep 9")], hint="x")
+        apart = os.getsid(program.pid) != os.getsid(0)
+        program.kill()
+        await program.wait()
+        return apart
+
+    assert asyncio.run(go())
+
+
 def test_what_is_no_program_is_one_clear_error(tmp_path: Path) -> None:
     """A missing file, or one that may not be run, is told of with the hint."""
     plain = tmp_path / "plain"

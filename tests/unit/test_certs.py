@@ -9,7 +9,8 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from pipeline.cli import main
-from pipeline.serving import certs, tls
+from pipeline.peers import tls
+from pipeline.serving import certs
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import Refusal, TrustError
@@ -19,7 +19,6 @@ from pipeline.ports import keys
 
 PAYLOAD = b'{"version": 7}'
 SIGNATURE = "dsseEnvelope.signatures.0.sig"
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 Document = dict[str, Any]
 
 
@@ -62,7 +61,6 @@ def test_pre_authentication_encoding() -> None:
     assert dsse.pae(b"hello world") == b"DSSEv1 28 application/vnd.in-toto+json 11 hello world"
 
 
-@UNHURRIED
 @given(payload=st.binary(max_size=1000))
 def test_signed_payload_opens(pair: keys.KeyPair, payload: bytes) -> None:
     """Any payload a pinned key signed opens to itself, without a tag."""
@@ -153,7 +151,6 @@ def test_garbage_is_refused(pair: keys.KeyPair, case: str) -> None:
     assert refusal(pair, data) is expected
 
 
-@UNHURRIED
 @given(data=st.data())
 def test_any_change_is_refused_or_has_no_effect(pair: keys.KeyPair, bundle: Document, data: st.DataObject) -> None:
     """However bytes of a bundle are changed, it is refused or opens to the same payload."""

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import CatalogError
+from pipeline.peers.status import Pool
 from pipeline.serving.decision import Choice, Priority, Reason
 from pipeline.serving.gateway import payload, sse
 from pipeline.serving.gateway.ask import Kind, parse
@@ -22,7 +23,6 @@ from pipeline.serving.gateway.problems import Problem
 from pipeline.serving.gateway.queueing import Waiting
 from pipeline.serving.gateway.settings import Effort, Settings, parse_settings, with_endpoints
 from pipeline.serving.gateway.upstream import Fault, UpstreamError
-from pipeline.serving.status import Pool
 from tests.support.upstreams import piece
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[2]
         pytest.param([], "no endpoint", id="none"),
         pytest.param(["pi-1:8080"], "address", id="no scheme"),
         pytest.param(["ftp://pi"], "address", id="another scheme"),
+        pytest.param(["http://me:secret@pi"], "address", id="a user"),
         pytest.param(["http://pi", "http://pi"], "same name", id="twice"),
     ],
 )

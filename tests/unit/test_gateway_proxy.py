@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.serving.status import Pool, State
+from pipeline.manifest.encoding import sha256
+from pipeline.peers.status import Pool, Served, State
 from tests.support.gateways import CHAT, LARGE, TINY, Running, chat, running
+from tests.support.releases import gguf_bytes
 from tests.support.upstreams import (
     Behaviour,
     breaks_after,
@@ -465,6 +467,23 @@ def test_a_server_with_another_file_gets_nothing(tmp_path: Path) -> None:
         assert "nvlink" in at.gateway.fleet.members["two"].problem
 
     play(tmp_path, scenario, edge={"pi": says("a"), "two": says("b")})
+
+
+def test_a_server_may_follow_the_channel_sooner_than_the_gateway(tmp_path: Path) -> None:
+    """A release that a server is the first to serve is looked for before that counts; no request is refused."""
+
+    async def scenario(at: Running) -> None:
+        weights = gguf_bytes(tmp_path, 7)
+        at.scene.publish(2, files={f"{TINY}/model.gguf": weights}, valid_days=36500)
+        served = Served(
+            variant=TINY, model_sha256=sha256(weights), release_line="demo", release_version=2, manifest_sha256="2" * 64
+        )
+        at.servers["pi"].status["served"] = served
+        await at.until(lambda: at.gateway.fleet.members["pi"].status.served == served)  # type: ignore[union-attr]
+        reply = await at.ask(chat())
+        assert (reply.status, reply.headers["x-edge-digest"]) == (200, served.model_sha256)
+
+    play(tmp_path, scenario, edge={"pi": says("a")}, release_s=600.0)
 
 
 def test_models_are_the_releases_own(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import pytest
 
 from pipeline.errors import RegistryError, TrustError
 from pipeline.manifest.encoding import sha256
+from pipeline.peers.releases import Listed, ReleaseList
 from pipeline.serving.decision import Counted
 from pipeline.serving.gateway import tokens
-from pipeline.serving.gateway.release import Held, tokenizer
+from pipeline.serving.gateway.release import Held, Source, refresh, tokenizer
 from pipeline.serving.snapshot import Offered
 from tests.support.releases import EDGE, LATER, NOW, Publisher
 from tests.support.scenes import Scene
@@ -171,13 +172,65 @@ def test_a_release_without_a_vocabulary_says_so(scene: Scene) -> None:
 @pytest.mark.parametrize("text", ["", "ab", "äöü", "\ud800", "x" * 5000])
 def test_bytes_bound_tokens(text: str) -> None:
     """Without a vocabulary the count is at least the bytes, and marked."""
-    counter = tokens.ByteCounter()
-    found = asyncio.run(counter.count([text], chat=True))
+    found, counted = asyncio.run(tokens.ByteCounter().count([text], chat=True))
     assert found >= len(text.encode(errors="replace"))
-    assert counter.counted is Counted.BYTES
+    assert counted is Counted.BYTES
 
 
 def test_without_a_usable_vocabulary_bytes_are_counted(tmp_path: Path) -> None:
     """A file that llama.cpp cannot read leads to the bound, not to an error."""
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert tokens.counter(tmp_path / "model.gguf").counted is Counted.BYTES
+
+
+def _list(scene: Scene, *releases: tuple[int, str]) -> Source:
+    """What reads the same registry, told by a list which releases servers may be on."""
+    path = scene.root / "releases.json"
+    listed = [Listed(version=version, manifest_sha256=digest) for version, digest in releases]
+    path.write_bytes(ReleaseList(releases=listed).encode())
+    return replace(scene.source, listed=path)
+
+
+def _digests(scene: Scene) -> dict[int, str]:
+    """Manifests by version, 1 to 3."""
+    found = {}
+    for version in (1, 2, 3):
+        if version > 1:
+            scene.publish(version, files=SHARDS)
+        held = scene.held()
+        assert held.current
+        found[version] = held.current.digest
+    return found
+
+
+def test_a_list_says_which_releases_servers_may_be_on(scene: Scene) -> None:
+    """All of its releases are accepted alike, however long it takes; none but those are."""
+    digest = _digests(scene)
+    held = refresh(Held(), _list(scene, (2, digest[2]), (1, digest[1])), NOW)
+    assert (held.version, held.problem) == (2, None)
+    assert [o.current for o in held.offers(NOW + 100 * GRACE, GRACE).values() if o.name == EDGE] == [True, True]
+    assert [held.knows(digest[v]) for v in (1, 2, 3)] == [True, True, False]
+    back = refresh(held, _list(scene, (1, digest[1])), NOW)
+    assert (back.version, back.knows(digest[2])) == (1, False)
+
+
+def test_a_listed_release_is_that_very_one(scene: Scene) -> None:
+    """An entry whose digest is another one's is left out and told of; the rest of the list counts."""
+    digest = _digests(scene)
+    held = refresh(Held(), _list(scene, (2, digest[3]), (1, digest[1])), NOW)
+    assert held.version == 1
+    assert held.problem
+    assert not held.knows(digest[2])
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b'{"releases": []}', None], ids=["empty", "no list", "none", "no file"])
+def test_a_damaged_list_changes_nothing(scene: Scene, damage: bytes | None) -> None:
+    """What was held stays, with the reason."""
+    digest = _digests(scene)
+    source = _list(scene, (2, digest[2]), (1, digest[1]))
+    held = refresh(Held(), source, NOW)
+    assert source.listed
+    source.listed.unlink() if damage is None else source.listed.write_bytes(damage)
+    after = refresh(held, source, NOW)
+    assert (after.version, after.also) == (2, held.also)
+    assert after.problem

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import gguf
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import Refusal, TrustError
@@ -23,7 +23,6 @@ from pipeline.manifest.gguf import (
 )
 from pipeline.manifest.tensor import MAX_TENSORS, Tensor
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 U8, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 4, 6, 7, 8, 9, 10
 
 
@@ -133,7 +132,6 @@ TENSORS = st.dictionaries(
 )
 
 
-@UNHURRIED
 @given(metadata=METADATA, tensors=TENSORS, alignment=st.sampled_from([8, 32, 64, 4096]))
 def test_agrees_with_the_formats_own_reader(
     tmp_path_factory: pytest.TempPathFactory,
@@ -336,7 +334,6 @@ def test_every_truncation_is_refused() -> None:
         refused(VALID[:end])
 
 
-@UNHURRIED
 @given(data=st.data())
 def test_any_change_parses_or_is_refused(data: st.DataObject) -> None:
     """However a valid file is changed, it is refused or read within its bounds, and nothing else happens."""
@@ -358,7 +355,6 @@ def test_any_change_parses_or_is_refused(data: st.DataObject) -> None:
     assert all(math.prod(t.shape) > 0 for t in header.tensors)
 
 
-@UNHURRIED
 @given(data=st.binary(max_size=200))
 def test_any_bytes_are_refused(data: bytes) -> None:
     """Arbitrary bytes behind the magic are refused unless they are an empty model."""

@@ -27,7 +27,7 @@ def _best(groups: list[list[Option]], limits: dict[str, float]) -> float | None:
     return min(found, default=None)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(groups=GROUPS, size=st.integers(5, 200), cost=st.floats(1, 40))
 def test_no_choice_is_better(groups: list[list[Option]], size: int, cost: float) -> None:
     """What is found is within its limits, as good as the best of all choices, and its bound says so."""

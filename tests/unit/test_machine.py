@@ -297,7 +297,7 @@ FACT_FILES = [
 ]
 
 
-@settings(deadline=None, max_examples=50)  # files are written: their time is not the parser's
+@settings(max_examples=50)  # files are written: their time is not the parser's
 @given(st.lists(st.binary(max_size=60), min_size=len(FACT_FILES), max_size=len(FACT_FILES)))
 def test_any_tree_gives_facts_of_one_line(tmp_path_factory: pytest.TempPathFactory, contents: list[bytes]) -> None:
     """Whatever bytes the kernel's files hold, facts are printable single lines and conditions are sound."""

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.peers.status import State
 from pipeline.serving.node import events, report
 from pipeline.serving.node.backoff import LONGEST_S, backoff
 from pipeline.serving.node.decide import Action, Keep, Kill, Poll, Probe, Retire, Start, Stop, begun, decide, ended
 from pipeline.serving.node.events import Event, happened
 from pipeline.serving.node.state import ACTIVE, Child, Failure, NodeState, Phase, Pin, Policy
-from pipeline.serving.status import State
 
 ONE, TWO, THREE = (Pin(version, str(version) * 64) for version in (1, 2, 3))
 POLICY = Policy()
@@ -73,7 +73,7 @@ CASES = [
     pytest.param(
         kept(ONE, child(ONE, Phase.READY), child(TWO, Phase.PROBING, 2)), POLICY, [Stop(2)], id="not on offer any more"
     ),
-    pytest.param(kept(ONE, refused={ONE.digest: "wrong"}), POLICY, [], id="refused: never again"),
+    pytest.param(kept(ONE, refused={ONE.digest: "wrong"}), POLICY, [], id="refused for good"),
     pytest.param(
         kept(ONE, failures={ONE.digest: Failure(3, NOW - 3.9, "crash")}), POLICY, [], id="after three crashes: wait"
     ),
@@ -157,6 +157,51 @@ def test_a_release_that_does_not_start_is_refused_after_some_attempts() -> None:
     assert report.standing(crashing) == (State.FAILED, "signal 9")
 
 
+@pytest.mark.parametrize("how", ["wrong", "no start"])
+def test_a_refused_release_is_tried_again_after_a_pause_that_doubles(how: str) -> None:
+    """The machine may have been at fault: after 15 minutes, then 30, it gets all its attempts; right ends the doubt."""
+    state, now, event = kept(ONE, child(ONE, Phase.READY)), NOW, events.Offered(TWO)
+    for pause in (0.0, 900.0, 1800.0):
+        if pause:
+            assert happened(state, event, now + pause - 1, POLICY).offered is None
+        now += pause
+        state = happened(state, event, now, POLICY)
+        assert state.offered == TWO
+        for _ in range(1 if how == "wrong" else POLICY.attempts):
+            (start,) = (a for a in decide(state, now + 60, POLICY) if isinstance(a, Start))
+            state = begun(state, start, now, POLICY)
+            state = state.moved(start.number, Phase.PROBING, now)
+            assert TWO.digest not in state.refused
+            if how == "wrong":
+                state = happened(state, events.AnsweredWrong(start.number, "it says 7"), now, POLICY)
+            state = happened(state, events.Exited(start.number, "status 1"), now, POLICY)
+        assert TWO.digest in state.refused
+    state = happened(state, event, now + 3600, POLICY)
+    state = begun(state, Start(99, TWO), now, POLICY).moved(99, Phase.PROBING, now)
+    state = happened(state, events.AnsweredRight(99), now, POLICY)
+    assert (state.suspects, state.kept) == ({}, TWO)
+
+
+def test_another_try_takes_nothing_away() -> None:
+    """Where two do not fit, a refused release waits until nothing serves."""
+    suspect = Failure(1, NOW - 900, "it says 7")
+    refused = {"refused": {TWO.digest: "it says 7"}, "suspects": {TWO.digest: suspect}}
+    serving, idle = kept(ONE, child(ONE, Phase.READY), **refused), kept(TWO, **refused)
+    assert after(serving, events.Offered(TWO), policy=ALONE).offered is None
+    assert after(serving, events.Offered(TWO), policy=POLICY).offered == TWO
+    assert list(decide(idle, NOW, ALONE)) == [Start(1, TWO)]
+    assert list(decide(idle, NOW - 1, ALONE)) == []
+
+
+def test_an_expired_release_is_never_tried_again() -> None:
+    """Whatever was wrong with it before, its time does not come back."""
+    wrong = after(kept(ONE, child(ONE, Phase.PROBING)), events.AnsweredWrong(1, "it says 7"))
+    gone = after(wrong, events.Expired(ONE, "it expired"), events.Exited(1, "ended"))
+    assert wrong.is_refused(ONE, NOW, POLICY)
+    assert not wrong.is_refused(ONE, NOW + 900, POLICY)
+    assert gone.is_refused(ONE, NOW + 10**6, POLICY)
+
+
 def test_where_two_do_not_fit_the_old_one_comes_back() -> None:
     """A new release that fails once, where the old one had to end for it, is refused at once."""
     state = kept(ONE, child(TWO, Phase.LOADING), offered=TWO)
@@ -208,7 +253,7 @@ class World:
 
     def check(self, action: Action) -> None:
         if isinstance(action, Start):
-            assert action.pin.digest not in self.state.refused
+            assert not self.state.is_refused(action.pin, self.now, self.policy)
             assert self.state.child(action.number) is None
             assert self.state.of(action.pin) is None, "one server a release"
             assert not self.state.ending
@@ -244,7 +289,7 @@ class World:
         assert all(count == 1 for count in active.values())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data(), st.booleans())
 def test_whatever_happens(data: st.DataObject, beside: bool) -> None:
     """No unproven server takes requests, no refused release is started, and the node comes to rest serving."""
@@ -288,3 +333,10 @@ def test_whatever_happens(data: st.DataObject, beside: bool) -> None:
             world.tell(event)
         world.open = []
     assert ended(world.state)
+
+
+def test_what_a_release_moved_is_counted_once() -> None:
+    """The channel tells of its release at every look; its bytes came once."""
+    state = after(NodeState(), events.Offered(ONE, 100, 7))
+    state = after(after(state, events.Offered(ONE, 100, 7)), events.Offered(TWO, 3, 104))
+    assert (state.fetched, state.reused) == (103, 111)

@@ -14,12 +14,12 @@ import pytest
 from aiohttp import web
 
 from pipeline.errors import CatalogError, ToolError
-from pipeline.serving.node import listen
+from pipeline.peers import listen
+from pipeline.peers.status import Pool, ServerStatus, State
 from pipeline.serving.node.app import App
 from pipeline.serving.node.engine import Address
 from pipeline.serving.node.proxy import GENERATING, MAX_BODY, MOST_OPEN, PATHS, Proxy, Target
 from pipeline.serving.node.state import NodeState
-from pipeline.serving.status import Pool, ServerStatus, State
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -29,6 +29,10 @@ class Quiet:
 
     state = NodeState()
     engine_queue = None
+    gpus = ()
+
+    async def engine_figures(self) -> str:
+        return ""
 
     def status(self) -> ServerStatus:
         return ServerStatus(name="n", pool=Pool.EDGE, state=State.STARTING)
@@ -293,3 +297,29 @@ def test_who_may_listen_where(host: str, tls: bool, insecure: bool, open_: bool)
     except ToolError as e:
         if host != "::1" or socket.has_ipv6:
             assert host == "::1", e.message
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/healthz", 200), ("HEAD", "/healthz", 200), ("GET", "/readyz", 503), ("GET", "/status", 404),
+        ("GET", "/metrics", 404), ("POST", "/v1/completions", 404), ("POST", "/healthz", 404),
+    ],
+)  # fmt: skip
+def test_the_port_for_probes_answers_nothing_else(method: str, path: str, status: int) -> None:
+    """It asks for no certificate, so it tells of nothing and asks no model."""
+
+    async def go() -> None:
+        async with aiohttp.ClientSession() as session:
+            bound = listen.bind("127.0.0.1", 0, tls=False, insecure=False)
+            server = listen.server(App(Quiet(), Proxy(session, lambda: None)).health, None, 1.0)
+            serving = asyncio.create_task(server.serve(sockets=[bound]))
+            url = f"http://127.0.0.1:{bound.getsockname()[1]}{path}"
+            try:
+                async with session.request(method, url) as answer:
+                    assert answer.status == status
+            finally:
+                server.should_exit = True
+                await serving
+
+    asyncio.run(go())

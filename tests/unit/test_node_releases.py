@@ -17,8 +17,9 @@ from pipeline.registry import channels, state
 from pipeline.registry.consume import fetch
 from pipeline.registry.folder import FolderStore
 from pipeline.registry.publish import publish
-from pipeline.serving.node.releases import ChannelReleases, Held
+from pipeline.serving.node.releases import ChannelReleases, Held, Wanted
 from pipeline.serving.node.state import Pin
+from tests.support.changed import WORDS, layers, model
 from tests.support.killed import killed_before_change
 from tests.support.releases import EDGE, LINE, NOW, Publisher, flipped, listing, replace_file
 
@@ -42,9 +43,11 @@ def releases(publisher: Publisher, tmp_path: Path) -> ChannelReleases:
     return found
 
 
-def put(releases: ChannelReleases, publisher: Publisher, version: int) -> None:
+def put(
+    releases: ChannelReleases, publisher: Publisher, version: int, model_files: dict[str, bytes] | None = None
+) -> None:
     folder = releases.home.parent / f"release-{version}"
-    files = {"runtime-arm64/llama-server": b"#!/bin/true %d" % version}
+    files = {"runtime-arm64/llama-server": b"#!/bin/true %d" % version, **(model_files or {})}
     signed = publisher.release(folder, version, files=files)
     publish(releases.store, signed, channel=DEV, signer=publisher.sign, opener=publisher.opener, now=NOW)
 
@@ -88,6 +91,28 @@ def test_a_new_release_changes_nothing_until_it_is_kept(releases: ChannelRelease
     releases.keep(held)
     assert version(fresh(releases).kept()) == 2
     assert state.load(releases.seen).releases[DEV].version == 2
+
+
+def test_an_update_fetches_what_changed(publisher: Publisher, tmp_path: Path) -> None:
+    """From one release to the next the node rebuilds the model from the one it serves, and says what it moved."""
+    said: list[str] = []
+    node = ChannelReleases(
+        FolderStore(tmp_path / "registry"), publisher.opener, LINE, DEV, EDGE, tmp_path / "home", tmp_path / "seen.json",
+        clock=lambda: NOW, say=said.append,
+    )  # fmt: skip
+    models = [model(layers(50), words=WORDS), model(layers(50, t9=109), words=WORDS)]
+    for number, data in enumerate(models, 1):
+        put(node, publisher, number, {f"{EDGE}/model.gguf": data})
+        node.keep(node.newest())
+    brought, held = node.newest(), offline(fresh(node)).kept()
+    assert held is not None
+    assert held.weights.read_bytes() == models[1]
+    assert brought.fetched < 50_000 < brought.reused
+    assert (held.fetched, held.reused) == (0, 0)
+    assert [line for line in said if EDGE in line] == [
+        f"brought {EDGE} of release 1: 2.12 MB fetched, 0.00 MB were there",
+        f"brought {EDGE} of release 2: 0.05 MB fetched, 2.08 MB were there",
+    ]
 
 
 def test_bad_releases_do_not_push_the_good_one_out(releases: ChannelReleases, publisher: Publisher) -> None:
@@ -191,3 +216,45 @@ def test_errors_are_the_users(releases: ChannelReleases, publisher: Publisher) -
     )  # fmt: skip
     assert Pin(1, accepted.digest) == releases.newest().pin
     assert issubclass(ConflictError, PipelineError)
+
+
+def pinned(releases: ChannelReleases, version: int, digest: str | None) -> ChannelReleases:
+    """The same node, told to serve one release."""
+    return replace(releases, wanted=Wanted(version, digest))
+
+
+def test_a_pinned_release_is_served_whatever_the_channel_says(releases: ChannelReleases, publisher: Publisher) -> None:
+    """By its digest a node goes back to an older release than it has seen, and forward again."""
+    first = releases.newest().accepted.digest
+    put(releases, publisher, 2)
+    second = releases.newest()
+    releases.keep(second)
+    for number, digest in ((1, first), (2, second.accepted.digest), (1, first)):
+        node = pinned(releases, number, digest)
+        node.keep(node.newest())
+        assert version(fresh(offline(node)).kept()) == number
+
+
+def test_what_is_not_pinned_is_not_served(releases: ChannelReleases, publisher: Publisher) -> None:
+    """Another manifest of that version is refused, and what the disk still leads to is no stand-in."""
+    other = "0" * 64
+    put(releases, publisher, 2)
+    with pytest.raises(TrustError) as caught:
+        pinned(releases, 2, other).newest()
+    assert caught.value.refusal is Refusal.SWAPPED
+    assert pinned(releases, 2, other).kept() is None
+    with pytest.raises(TrustError):
+        pinned(releases, 1, other).kept()
+
+
+def test_a_version_alone_may_not_be_older(releases: ChannelReleases, publisher: Publisher) -> None:
+    """Without its manifest's digest a release by its version keeps to the rule against rollbacks."""
+    put(releases, publisher, 2)
+    node = pinned(releases, 2, None)
+    node.keep(node.newest())
+    put(releases, publisher, 3)
+    node = pinned(releases, 3, None)
+    node.keep(node.newest())
+    with pytest.raises(TrustError) as caught:
+        pinned(releases, 2, None).newest()
+    assert caught.value.refusal is Refusal.ROLLBACK

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ToolError
 from pipeline.ports import nvml
-from pipeline.ports.nvml import Link
+from pipeline.ports.nvml import Link, Use
 from tests.support.nvml import NO_PEER, SWITCH, FakeGpu, FakeNvml
 
 # Two H100 PCIe cards with NVLink bridges in an HPE DL380a Gen11, as `nvidia-smi` 555.42.02, its `topo -m`, `nvlink -s`
@@ -47,6 +47,15 @@ def wired(matrix: list[list[str]]) -> FakeNvml:
         peers = [buses[j] for j, path in enumerate(row) if path.startswith("NV") for _ in range(int(path[2:]))]
         gpus.append(FakeGpu(f"GPU-{i}", "Tesla V100-SXM2-16GB", buses[i], links=dict(enumerate(peers)), version=2))
     return FakeNvml(gpus)
+
+
+def test_how_much_is_in_use() -> None:
+    """Free memory and active links of each GPU; what one does not give is left out, and without a driver all is."""
+    api = bridged()
+    api.gpus[1] = replace(api.gpus[1], memory=None, links=dict.fromkeys(BRIDGED[1:], LEFT))
+    api.gpus[0] = replace(api.gpus[0], free=1 << 30)
+    assert nvml.uses(api) == (Use(0, 1 << 30, 85520809984, 12), Use(1, None, None, 11))
+    assert nvml.uses(FakeNvml([], fails=FakeNvml.NVML_ERROR_LIBRARY_NOT_FOUND)) == ()
 
 
 def test_two_bridged_cards() -> None:
@@ -195,7 +204,7 @@ FIGURES: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.builds(FakeGpu, st.text(), **FIGURES), max_size=3))
 def test_any_figures_give_facts(gpus: list[FakeGpu]) -> None:
     """Whatever a driver answers or leaves out, facts are texts under sorted keys and the matrix is square."""

@@ -56,10 +56,10 @@ def _fetch(store: Store, publisher: Publisher, channel: Channel = Channel.DEV) -
 
 
 def test_a_release_is_published_whole_and_in_order(store: FolderStore, publisher: Publisher, tmp_path: Path) -> None:
-    """Shared files are stored once, the record after all of them, the pointer last; consumers accept it."""
+    """Shared files and indexes are stored once, the record after all of them, the pointer last; it is accepted."""
     hooked = Hooked(store)
     done = _publish(hooked, publisher.release(tmp_path / "one"), publisher)
-    assert hooked.calls == ["put_blob"] * 3 + ["create releases", "create channels"]
+    assert hooked.calls == ["put_blob"] * (3 + 2) + ["create releases", "create channels"]
     assert (done.stored, done.skipped, done.pointer.serial) == (3, 0, 1)
     accepted = _fetch(store, publisher)
     assert accepted.manifest.release.version == 1

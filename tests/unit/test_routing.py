@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import CatalogError
+from pipeline.peers.policy import Policy, parse_policy
+from pipeline.peers.status import Pool, State
 from pipeline.serving import affinity
 from pipeline.serving.decision import Counted, Decision, Declined, Denied, Hint, Priority, Reason, Request, continuing
-from pipeline.serving.policy import Policy, parse_policy
 from pipeline.serving.routing import route
 from pipeline.serving.snapshot import Endpoint, Snapshot
-from pipeline.serving.status import Pool, State
 from tests.support.fleet import DIGESTS, LARGE, MID, OLD, TINY, TUNED, endpoint, fleet
 
 POLICY = Policy()
@@ -282,6 +282,7 @@ def test_the_nearest_idle_node_takes_what_fits(snapshot: Snapshot, policy: Polic
     by_name = {e.name: e for e in snapshot.endpoints}
     chosen = by_name[found.endpoint]
     others = [by_name[c.endpoint] for c in found.alternatives if c.variant == found.variant]
-    idle = [e for e in others if e.pool is Pool.EDGE and e.digest == chosen.digest and e.slots > snapshot.load(e)]
+    loads = {e.name: max(e.busy + e.queued, snapshot.in_flight.get(e.name, 0)) for e in others}
+    idle = [e for e in others if e.pool is Pool.EDGE and e.digest == chosen.digest and e.slots > loads[e.name]]
     cool = [e for e in idle if (e.cpu or 0) <= policy.cpu]
     assert all(chosen.round_trip_ms <= e.round_trip_ms + policy.near_ms for e in cool)

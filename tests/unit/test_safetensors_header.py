@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -16,8 +16,6 @@ from safetensors.numpy import save
 from pipeline.errors import Refusal, TrustError
 from pipeline.manifest.safetensors import MAX_HEADER, Header, read_header
 from pipeline.manifest.tensor import MAX_TENSORS, Tensor
-
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def encode(header: bytes, data: int) -> bytes:
@@ -71,7 +69,6 @@ NAMES = st.text(st.characters(categories=("L", "N", "P")), min_size=1, max_size=
 KINDS = [np.bool_, np.uint8, np.int8, np.int16, np.float16, np.int32, np.float32, np.int64, np.float64]
 
 
-@UNHURRIED
 @given(
     tensors=st.dictionaries(
         NAMES, st.tuples(st.lists(st.integers(0, 4), max_size=4), st.sampled_from(KINDS)), max_size=6
@@ -186,7 +183,6 @@ def test_every_truncation_is_refused() -> None:
         refused(VALID[:end])
 
 
-@UNHURRIED
 @given(data=st.data())
 def test_any_change_parses_or_is_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """However a valid file is changed, it is refused, or read as the format's own library reads it."""
@@ -210,7 +206,6 @@ def test_any_change_parses_or_is_refused(tmp_path_factory: pytest.TempPathFactor
     assert all(math.prod(t.shape) >= 0 for t in header.tensors)
 
 
-@UNHURRIED
 @given(
     document=st.recursive(
         st.none() | st.integers() | st.text(max_size=3),

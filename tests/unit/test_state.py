@@ -141,10 +141,9 @@ SLOTS = [*Channel, BY_VERSION]
 VERSIONS = st.integers(1, 2**62)
 MOVES = st.dictionaries(st.sampled_from(list(Channel)).map(str), st.integers(1, 2**62))
 CLOCK = st.floats(0, 1e12)
-UNHURRIED = settings(deadline=None, max_examples=50)
 
 
-@UNHURRIED
+@settings(max_examples=50)
 @given(
     versions=st.dictionaries(st.sampled_from(SLOTS).map(str), VERSIONS, min_size=1),
     moves=MOVES,
@@ -167,7 +166,7 @@ def test_any_memory_comes_back_as_it_was(
     assert state.remember(path, _accepted(manifest, seen, slot)) == state.load(path) == seen
 
 
-@UNHURRIED
+@settings(max_examples=50)
 @given(version=VERSIONS, moves=MOVES, clock=CLOCK)
 def test_a_file_of_schema_1_is_read(
     tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, version: int, moves: dict[str, int], clock: float
@@ -184,7 +183,7 @@ def test_a_file_of_schema_1_is_read(
     assert state.load(path) == seen
 
 
-@UNHURRIED
+@settings(max_examples=50)
 @given(steps=st.lists(st.tuples(st.sampled_from(SLOTS).map(str), st.integers(1, 9)), max_size=8))
 def test_no_channel_falls(
     tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, steps: list[tuple[str, int]]

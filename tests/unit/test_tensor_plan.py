@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.model.plan import Plan, part
 from pipeline.ports.torch_env import PINS, pin_cpu_kernels
-from pipeline.stages.tensor_plan import Plan, part
 
 PLAN = Plan(
     {

@@ -17,8 +17,9 @@ import pytest
 import uvloop
 
 from pipeline.errors import CatalogError, ToolError
-from pipeline.serving import certs, tls
-from pipeline.serving.role import Role
+from pipeline.peers import tls
+from pipeline.peers.role import Role
+from pipeline.serving import certs
 from tests.support import pki
 from tests.support.releases import open_files
 
@@ -188,6 +189,31 @@ def test_certificates_change_while_connections_live(
             assert await talk(port, gateway) != before
             await echo(reader, writer)
             writer.close()
+
+    run(go())
+
+
+def test_the_public_shows_no_certificate(run: Loop, server: Path, authority: certs.Pair) -> None:
+    """A public server asks nobody for one, speaks TLS 1.2 too, needs no `ca.pem`, and renews like the others."""
+    (server / tls.CA_FILE).unlink()
+
+    async def go() -> None:
+        context = tls.public_context(server)
+        reloader = tls.Reloader(server, [context])
+        anyone = ssl.create_default_context(cadata=authority.pem.decode())
+        async with serving(context) as port:
+            before = await talk(port, anyone)
+            anyone.maximum_version = ssl.TLSVersion.TLSv1_2
+            assert await talk(port, anyone) == before
+            pki.folder(server, authority, Role.NODE)
+            (server / tls.CA_FILE).unlink()
+            reloader.check()
+            assert reloader.check() == "new certificate loaded"
+            assert await talk(port, anyone) != before
+            (server / tls.KEY_FILE).write_bytes(authority.key_pem)
+            reloader.check()
+            assert "is not the key of" in str(reloader.check())
+            await refused(port, ssl.create_default_context(cadata=pki.authority().pem.decode()))
 
     run(go())
 

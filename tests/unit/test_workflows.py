@@ -67,7 +67,7 @@ def test_a_workflow_grants_nothing_and_runs_once(file: str) -> None:
     document = WORKFLOWS[file].document
     assert document["permissions"] == {}
     assert document["concurrency"]["group"]
-    assert set(WORKFLOWS[file].on) <= {"push", "pull_request", "workflow_dispatch"}
+    assert set(WORKFLOWS[file].on) <= {"push", "pull_request", "release", "workflow_dispatch"}
 
 
 @pytest.mark.parametrize(("file", "name"), JOBS)
@@ -127,6 +127,7 @@ def test_a_line_is_one_call(file: str, name: str, step: Mapping[str, Any]) -> No
         return
     assert program == "edge-release"
     given = {"$VARIANTS": "", "$TIER": "tiny-edge", "$VERSION": "7", "$CHANNEL": "stable"}
+    given |= {"$CONFIG": "deploy.yaml", "$GITOPS": "https://git.example/fleet"}
     words: list[str] = []
     for word in argv:
         assert word in given or not word.startswith("$")
@@ -186,6 +187,26 @@ def test_events_start_these_jobs(event: Event, left_out: set[str]) -> None:
 def test_a_channel_is_moved_by_a_run_for_a_tag_alone(ref: str, move: str, started: set[str]) -> None:
     """Nothing is built then; elsewhere than on a tag, whose name consumers pin, nothing happens at all."""
     assert jobs_of(Event("workflow_dispatch", ref, inputs={**BUILD, "move": move})) == started
+
+
+@pytest.mark.parametrize(
+    ("variables", "started"),
+    [
+        ({}, set()),
+        ({"GITOPS_REPOSITORY": "https://git.example/fleet"}, {"commit"}),
+        ({"GITOPS_REPOSITORY": "https://git.example/fleet", "DEPLOY_ROLLOUT": "true"}, {"commit", "rollout"}),
+    ],
+    ids=["nothing is set", "a repository", "and a cluster"],
+)
+@pytest.mark.parametrize("event", ["workflow_dispatch", "release"])
+def test_a_release_is_deployed_where_that_is_set_up(event: str, variables: dict[str, str], started: set[str]) -> None:
+    """Each job waits for the environment `deploy`, and has no right but to read the code."""
+    given = Event(event, "refs/tags/v1.2.3", inputs={"channel": "stable"})
+    run = Run(WORKFLOWS["deploy.yml"], given, ROOT, ROOT, variables)
+    for name, job in run.workflow.jobs.items():
+        run.ended[name] = Ended("success" if run.scope(name, job).holds(job.get("if")) else "skipped")
+        assert (job["environment"], job["permissions"]) == ("deploy", {"contents": "read"})
+    assert {name for name, end in run.ended.items() if end.result == "success"} == started
 
 
 @pytest.mark.parametrize("event", [PULL, FORK], ids=["own", "fork"])

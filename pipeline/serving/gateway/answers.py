@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.serving import asgi
-from pipeline.serving.decision import Choice
+from pipeline.peers import asgi
+from pipeline.serving.decision import Choice, Hint
 from pipeline.serving.gateway import problems, wire
 from pipeline.serving.gateway.ask import Ask, Kind
 from pipeline.serving.gateway.journal import Line
+from pipeline.serving.gateway.offers import Offers
 from pipeline.serving.gateway.problems import Problem
 from pipeline.serving.gateway.upstream import Whole
 
@@ -32,6 +33,15 @@ def generated(document: dict[str, Any]) -> int:
     usage = document.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     return tokens if isinstance(tokens, int) and tokens > 0 else 0
+
+
+def models(offers: Offers) -> dict[str, Any]:
+    """Return the names that `model` may have, as OpenAI lists models."""
+    names = (*Hint, *sorted({o.name for o in offers.values() if o.current}))
+    return {
+        "object": "list",
+        "data": [{"id": name, "object": "model", "created": 0, "owned_by": "edge-release"} for name in names],
+    }
 
 
 def body(ask: Ask, found: Whole, line: Line) -> bytes:

@@ -12,16 +12,19 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from pipeline.serving import asgi
-from pipeline.serving.decision import Hint
-from pipeline.serving.gateway.ask import ChatBody, CompletionBody, GenerateBody, Kind
+from pipeline.peers import asgi
+from pipeline.serving.gateway import answers
+from pipeline.serving.gateway.ask import PATHS, ChatBody, CompletionBody, GenerateBody
 from pipeline.serving.gateway.gateway import Gateway
 from pipeline.serving.gateway.metrics import CONTENT_TYPE
+from pipeline.serving.gateway.overview import Overview, overview
+from pipeline.serving.gateway.page import page
 from pipeline.serving.gateway.problems import Problem
+from pipeline.serving.gateway.watcher import Watcher
 
-HOT = {"/v1/chat/completions": Kind.CHAT, "/v1/completions": Kind.COMPLETIONS, "/generate": Kind.GENERATE}
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"description": "a completion, or its events", "content": {"application/json": {}, "text/event-stream": {}}}
 }
@@ -42,18 +45,26 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class App:
-    """A gateway as ASGI sees it."""
+OPERATORS = frozenset({"/metrics", "/status"})
 
-    def __init__(self, gateway: Gateway) -> None:
+
+class App:
+    """A gateway as ASGI sees it; `apart` says that operators have a port of their own, so that others see nothing."""
+
+    def __init__(self, gateway: Gateway, *, apart: bool = False) -> None:
         self._gateway = gateway
-        self._others = slow(gateway)
+        self._apart = apart
+        self.others = slow(gateway)
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and (kind := HOT.get(scope["path"])) is not None:
+        if scope["type"] == "http" and scope["method"] == "POST" and (kind := PATHS.get(scope["path"])) is not None:
             await self._gateway.proxy.handle(kind, scope, receive, send)
             return
-        await self._others(scope, receive, send)
+        if self._apart and scope["type"] == "http" and scope["path"] in OPERATORS:
+            problem = Problem(404, "not_found", "operators ask for this at the admin port")
+            await asgi.answer(send, problem.status, problem.body())
+            return
+        await self.others(scope, receive, send)
 
 
 def slow(gateway: Gateway) -> FastAPI:
@@ -74,13 +85,13 @@ def slow(gateway: Gateway) -> FastAPI:
         lifespan=lifespan,
     )
     _documented(app)
-    _operating(app, gateway)
+    operate(app, gateway)
+    _told(app, gateway)
 
     @app.get("/v1/models", summary="Names that `model` may have", responses={401: _ERRORS[401]})
     async def models(request: Request) -> dict[str, Any]:
         gateway.parts.callers.admit(dict(request.scope["headers"]))
-        offered = sorted({o.name for o in gateway.fleet.offers.values() if o.current})
-        return {"object": "list", "data": [_model(name) for name in (*Hint, *offered)]}
+        return answers.models(gateway.fleet.offers)
 
     @app.exception_handler(Problem)
     async def problem(_: Request, error: Exception) -> Response:
@@ -97,15 +108,17 @@ def slow(gateway: Gateway) -> FastAPI:
     return app
 
 
-def _operating(app: FastAPI, gateway: Gateway) -> None:
+def operate(app: FastAPI, watcher: Watcher) -> None:
+    """Add what operators and balancers ask."""
+
     @app.get("/healthz", summary="Whether the process answers")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get("/readyz", summary="Whether requests can be answered, and why not", responses={503: {}})
     async def readyz() -> Response:
-        problems = gateway.problems()
-        document = {"ready": not problems, "problems": problems, "release": gateway.held.version}
+        problems = watcher.problems()
+        document = {"ready": not problems, "problems": problems, "release": watcher.held.version}
         return JSONResponse(document, 503 if problems else 200)
 
     @app.get(
@@ -114,7 +127,23 @@ def _operating(app: FastAPI, gateway: Gateway) -> None:
         response_class=PlainTextResponse,
     )
     async def metrics() -> Response:
-        return Response(gateway.metrics.exposition(), media_type=CONTENT_TYPE)
+        return Response(watcher.metrics.exposition(), media_type=CONTENT_TYPE)
+
+
+def _told(app: FastAPI, gateway: Gateway) -> None:
+    text, headers = page()
+
+    @app.get(
+        "/status",
+        summary="Release, pools, endpoints, last requests and objectives: a page for browsers, JSON for programs",
+        response_class=Response,
+        responses={200: {"model": Overview, "content": {"text/html": {}}}},
+    )
+    async def status(request: Request) -> Response:
+        fresh = {"cache-control": "no-store", "vary": "accept"}
+        if "text/html" in request.headers.get("accept", ""):
+            return Response(text, headers={**fresh, **headers}, media_type="text/html")
+        return Response(to_json(overview(gateway)), headers=fresh, media_type="application/json")
 
 
 def _documented(app: FastAPI) -> None:
@@ -131,7 +160,3 @@ def _documented(app: FastAPI) -> None:
     @app.post("/generate", summary="One prompt, one answer", responses=_ERRORS)
     async def generate(_: GenerateBody) -> dict[str, Any]:
         raise AssertionError("answered before")
-
-
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "edge-release"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -20,6 +20,9 @@ from pipeline.serving.decision import Hint, Priority
 from pipeline.serving.gateway.problems import Problem
 
 OWN = frozenset({"sensitive", "family", "session", "priority", "deadline_ms"})
+_FIELDS = tuple(
+    (f"x-edge-{field.replace('_', '-')}".encode(), field) for field in ("family", "session", "priority", "deadline_ms")
+)
 _HINTS = {
     **{str(hint): hint for hint in Hint},
     str(Tier.TINY_EDGE): Hint.TINY,
@@ -36,6 +39,9 @@ class Kind(StrEnum):
     CHAT = "chat"
     COMPLETIONS = "completions"
     GENERATE = "generate"
+
+
+PATHS = {"/v1/chat/completions": Kind.CHAT, "/v1/completions": Kind.COMPLETIONS, "/generate": Kind.GENERATE}
 
 
 def _example(**fields: Any) -> ConfigDict:
@@ -84,6 +90,7 @@ class Message(BaseModel):
         return "".join(part.text or "" for part in self.content or ())
 
 
+@final
 class ChatBody(_OpenAI):
     """`POST /v1/chat/completions`, the fields the gateway looks at."""
 
@@ -92,6 +99,7 @@ class ChatBody(_OpenAI):
     max_completion_tokens: Tokens | None = None
 
 
+@final
 class CompletionBody(_OpenAI):
     """`POST /v1/completions`, the fields the gateway looks at."""
 
@@ -99,6 +107,7 @@ class CompletionBody(_OpenAI):
     prompt: str | list[int] | Annotated[list[str], Field(min_length=1, max_length=64)]
 
 
+@final
 class GenerateBody(_Body):
     """`POST /generate`: one prompt, one answer."""
 
@@ -108,6 +117,9 @@ class GenerateBody(_Body):
     prompt: str
     model_hint: Annotated[str, Field(max_length=128)] = "auto"
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+
+
+_AnyBody = ChatBody | CompletionBody | GenerateBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +151,11 @@ class Ask:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the same model gives the same answer again."""
-        return self.document.get("temperature") == 0
+        """Whether the same model gives the same answer again, and its text says which tokens it was made of.
+
+        Past its own end (llama-server's and vLLM's `ignore_eos`) a model chooses tokens that have no text.
+        """
+        return self.document.get("temperature") == 0 and not self.document.get("ignore_eos")
 
 
 def parse(kind: Kind, body: bytes, headers: Mapping[bytes, bytes]) -> Ask:
@@ -160,19 +175,19 @@ def parse(kind: Kind, body: bytes, headers: Mapping[bytes, bytes]) -> Ask:
     return _ask(kind, found, document, headers)
 
 
-def _ask(kind: Kind, body: _Body, document: dict[str, Any], headers: Mapping[bytes, bytes]) -> Ask:
+def _ask(kind: Kind, body: _AnyBody, document: dict[str, Any], headers: Mapping[bytes, bytes]) -> Ask:
     stricter = headers.get(b"x-edge-sensitive", b"").lower() in {b"true", b"1", b"yes"}
-    sent = {key: value for key, value in document.items() if key not in OWN}
-    texts, given = [], 0
-    max_tokens, model, stream, session = body.max_tokens, "auto", False, body.session
-    if isinstance(body, ChatBody):
-        texts, max_tokens = [m.text for m in body.messages], body.max_completion_tokens or max_tokens
-    elif isinstance(body, CompletionBody):
-        texts, given = _prompt(body.prompt)
-    elif isinstance(body, GenerateBody):
-        texts, model, sent = [body.prompt], body.model_hint, _short(body)
-    if isinstance(body, _OpenAI):
-        model, stream, session = body.model, bool(body.stream), session or body.prompt_cache_key
+    given, max_tokens = 0, body.max_tokens
+    # Not isinstance: pydantic's costs as much as all the rest of this.
+    if type(body) is GenerateBody:
+        texts, sent, model, stream, session = [body.prompt], _short(body), body.model_hint, False, body.session
+    else:
+        sent = {key: value for key, value in document.items() if key not in OWN}
+        model, stream, session = body.model, bool(body.stream), body.session or body.prompt_cache_key
+        if type(body) is ChatBody:
+            texts, max_tokens = [m.text for m in body.messages], body.max_completion_tokens or max_tokens
+        else:
+            texts, given = _prompt(body.prompt)
     return Ask(
         kind=kind,
         document=sent,
@@ -182,7 +197,7 @@ def _ask(kind: Kind, body: _Body, document: dict[str, Any], headers: Mapping[byt
         max_tokens=max_tokens,
         family=body.family,
         sensitive=body.sensitive or stricter,
-        priority=Priority(body.priority or Priority.INTERACTIVE),
+        priority=Priority(body.priority) if body.priority else Priority.INTERACTIVE,
         deadline_ms=body.deadline_ms,
         session=session,
         given_tokens=given,
@@ -208,8 +223,8 @@ def _short(body: GenerateBody) -> dict[str, Any]:
 
 def _from_headers(headers: Mapping[bytes, bytes]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for field in ("family", "session", "priority", "deadline_ms"):
-        value = headers.get(f"x-edge-{field.replace('_', '-')}".encode())
+    for header, field in _FIELDS:
+        value = headers.get(header)
         if value is not None:
             found[field] = _number(value) if field == "deadline_ms" else value.decode("latin-1")
     return found
@@ -222,7 +237,7 @@ def _number(value: bytes) -> float | str:
         return value.decode("latin-1")  # the model says what is wrong with it
 
 
-_BODIES: dict[Kind, type[_Body]] = {
+_BODIES: dict[Kind, type[_AnyBody]] = {
     Kind.CHAT: ChatBody,
     Kind.COMPLETIONS: CompletionBody,
     Kind.GENERATE: GenerateBody,

@@ -54,7 +54,7 @@ class Asking:
     async def attempt(self, choice: Choice, path: str, body: bytes, headers: dict[str, str], *, stream: bool) -> Begun:
         """Ask one endpoint; raises UpstreamError."""
         member, began = self.fleet.members[choice.endpoint], self.clock()
-        queued = member.in_flight >= max(member.status.slots if member.status else 1, 1)
+        queued = member.is_full
         member.began(began)
         try:
             with _watched(member):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from pipeline.peers.status import Pool
 from pipeline.serving.gateway.settings import Effort
-from pipeline.serving.status import Pool
 
 _KEPT = 256
 _ANEW = 16  # answers between two computations of the quantile

@@ -10,10 +10,10 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
+from pipeline.peers.status import ServerStatus, State
 from pipeline.serving.gateway.breaker import Breaker, Circuit
 from pipeline.serving.gateway.settings import Effort, EndpointEntry
 from pipeline.serving.snapshot import Endpoint
-from pipeline.serving.status import ServerStatus, State
 
 MISSED = 2  # looks at a state in a row that may fail before the endpoint counts as gone
 _WEIGHT = 0.2  # of the newest measurement in a mean
@@ -23,8 +23,8 @@ _WEIGHT = 0.2  # of the newest measurement in a mean
 class Member:
     """The changing side of one endpoint.
 
-    `changed` says that its part of the snapshot is out of date; `attempts` are tasks that wait for it to begin an
-    answer, `lost` those of them that were ended because it fell silent.
+    `drained` says that an operator took it out; `changed` that its part of the snapshot is out of date; `attempts` are
+    tasks that wait for it to begin an answer, `lost` those of them that were ended because it fell silent.
     """
 
     entry: EndpointEntry
@@ -37,6 +37,7 @@ class Member:
     service_ms: float | None = None
     token_ms: float | None = None
     changed: bool = True
+    drained: bool = False
     attempts: set[asyncio.Task[object]] = field(default_factory=set)
     lost: set[asyncio.Task[object]] = field(default_factory=set)
 
@@ -50,6 +51,16 @@ class Member:
     def in_flight(self) -> int:
         """Requests of this gateway that the endpoint has."""
         return self.flights[self.name]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a further request may have to wait for a slot there."""
+        return self.in_flight >= max(self.status.slots if self.status else 1, 1)
+
+    @property
+    def heard_of(self) -> bool:
+        """Whether it said lately how it is."""
+        return self.missed < MISSED
 
     @property
     def name(self) -> str:
@@ -103,9 +114,9 @@ class Member:
         """Take note of how long an answer took; one that may have waited in a queue says nothing of the work."""
         if queued:
             return
-        self.service_ms = _mean(self.service_ms, total_ms)
+        self.service_ms = mean(self.service_ms, total_ms)
         if tokens > 1:
-            self.token_ms = _mean(self.token_ms, total_ms / tokens)
+            self.token_ms = mean(self.token_ms, total_ms / tokens)
 
     def circuit(self, now: float) -> Circuit:
         """Return what its circuit does."""
@@ -119,7 +130,7 @@ class Member:
             name=self.name,
             url=self.entry.base,
             pool=self.entry.pool,
-            state=status.state if status else State.FAILED,
+            state=self._state(),
             variant=served.variant if served else None,
             digest=served.model_sha256 if served else None,
             slots=status.slots if status else 0,
@@ -133,10 +144,16 @@ class Member:
             open=self.circuit(now) is not Circuit.OPEN,
         )
 
+    def _state(self) -> State:
+        if self.status is None or self.missed >= MISSED:
+            return State.FAILED
+        return State.DRAINING if self.drained else self.status.state
+
     def _turn(self, breaker: Breaker) -> None:
         if breaker is not self.breaker:
             self.breaker, self.changed = breaker, True
 
 
-def _mean(before: float | None, value: float) -> float:
+def mean(before: float | None, value: float) -> float:
+    """Return a moving mean after a further value."""
     return value if before is None else before + _WEIGHT * (value - before)

@@ -1,24 +1,27 @@
 """What the gateway counts, for Prometheus.
 
-Rules: every label is bounded: pools, reasons, kinds, faults, and endpoints of the settings; a metric's children are
-bound once, for looking labels up costs more than counting; no label holds anything a client wrote.
+Rules: every label is bounded: pools, reasons, kinds, faults, and endpoints of the settings; no label holds anything a
+client wrote. The objectives' bounds (`slo`) are among the buckets of seconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache
-from typing import Any
+from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from pipeline.peers.slo import FAULTS
+from pipeline.serving.gateway.tallies import Counters, Histograms
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
 
 Row = tuple[dict[str, str], float]
+_Family = TypeVar("_Family", Counters, Histograms)
 
 
 class Metrics:
@@ -26,57 +29,60 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
-        self.duration = _bound(
-            Histogram(
+        self.duration = self._made(
+            Histograms(
                 "gateway_request_duration_seconds",
                 "From a request's first byte to its answer's last.",
-                ["kind", "pool", "outcome"],
-                buckets=_SECONDS,
-                registry=r,
+                ["kind", "pool", "outcome", "stream"],
+                bounds=_SECONDS,
             )
         )
-        self.first_token = _bound(
-            Histogram(
+        self.first_token = self._made(
+            Histograms(
                 "gateway_time_to_first_token_seconds",
                 "From a streamed request's first byte to its answer's.",
                 ["pool"],
-                buckets=_SECONDS,
-                registry=r,
+                bounds=_SECONDS,
             )
         )
-        self.route = _bound(
-            Counter("gateway_route_total", "Requests by where they went and why.", ["pool", "reason"], registry=r)
+        self.route = self._made(
+            Counters("gateway_route_total", "Requests by where they went and why.", ["pool", "reason"])
         )
-        self.refused = _bound(
-            Counter("gateway_refused_total", "Requests that were refused, by the error's code.", ["code"], registry=r)
+        self.variant = self._made(
+            Counters("gateway_variant_total", "Requests by the variant that was asked.", ["variant"])
         )
-        self.failures = _bound(
-            Counter("gateway_upstream_failures_total", "Attempts that failed.", ["endpoint", "fault"], registry=r)
+        self.refused = self._made(
+            Counters("gateway_refused_total", "Requests that were refused, by the error's code.", ["code"])
+        )
+        for code in FAULTS:
+            self.refused(code)  # there from the start, for the rate of what was never seen before is unknown
+        self.failures = self._made(
+            Counters("gateway_upstream_failures_total", "Attempts that failed.", ["endpoint", "fault"])
         )
         self.hedges = Counter("gateway_hedges_total", "Requests that a second endpoint was asked for.", registry=r)
-        self.continuations = _bound(
-            Counter(
+        self.continuations = self._made(
+            Counters(
                 "gateway_continuations_total",
                 "Answers that broke off and were continued: by the same file, another one, or not at all.",
                 ["outcome"],
-                registry=r,
             )
         )
-        self.prompt_tokens = _bound(
-            Histogram(
+        self.prompt_tokens = self._made(
+            Histograms(
                 "gateway_prompt_tokens",
                 "Tokens of prompts, by how they were counted: by the tokenizer, or bounded by their bytes.",
                 ["counted"],
-                buckets=_TOKENS,
-                registry=r,
+                bounds=_TOKENS,
             )
         )
-        self.tokens = _bound(
-            Counter("gateway_generated_tokens_total", "Tokens that were generated.", ["pool"], registry=r)
-        )
+        self.tokens = self._made(Counters("gateway_generated_tokens_total", "Tokens that were generated.", ["pool"]))
         self.release_problems = Counter(
             "gateway_release_problems_total", "Looks at the channel that found no release to accept.", registry=r
         )
+
+    def _made(self, family: _Family) -> _Family:
+        self.registry.register(family)
+        return family
 
     def gauges(self, name: str, text: str, labels: list[str], rows: Callable[[], Iterable[Row]]) -> None:
         """Add gauges that are computed when they are read."""
@@ -98,13 +104,3 @@ class _Computed:
         for values, value in self._rows():
             family.add_metric([values[label] for label in labels], value)
         yield family
-
-
-def _bound(metric: Any) -> Callable[..., Any]:
-    """Return a function from labels to a metric's child, which remembers them."""
-
-    @cache
-    def child(*labels: str) -> Any:
-        return metric.labels(*labels)
-
-    return child

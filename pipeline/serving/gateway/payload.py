@@ -22,6 +22,11 @@ def body(ask: Ask, variant: str) -> bytes:
     return _encode({**ask.document, "model": variant, "stream": ask.stream})
 
 
+def anywhere(ask: Ask) -> bytes:
+    """Return a request's body for a server of any variant: without the model's name each takes it for its own."""
+    return _encode({**{k: v for k, v in ask.document.items() if k != "model"}, "stream": ask.stream})
+
+
 def rest(ask: Ask, variant: str, before: SoFar) -> bytes:
     """Return the body that asks for the rest of an answer."""
     document: dict[str, Any] = {**ask.document, "model": variant, "stream": True}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.serving.asgi import error
+from pipeline.peers.asgi import error
 from pipeline.serving.decision import Declined, Denied
 
 _MESSAGES = {
@@ -61,7 +61,7 @@ def upstream(code: str = "upstream_failed") -> Problem:
 
 def timeout() -> Problem:
     """Return what a client gets whose deadline passed."""
-    return Problem(504, "deadline", "the answer was not complete in time; allow more time", "server_error")
+    return Problem(504, "timeout", "the answer was not complete in time; allow more time", "server_error")
 
 
 def event(problem: Problem) -> bytes:

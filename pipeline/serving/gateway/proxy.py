@@ -6,21 +6,24 @@ told at once; every request ends in one line of the journal and one observation,
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
 
-from pipeline.serving import affinity, asgi
-from pipeline.serving.decision import Choice, Decision, Declined, Denied, Hint, Priority, Reason, Request
-from pipeline.serving.gateway import answers, payload, problems, sse, wire
+from pipeline.peers import asgi
+from pipeline.serving.decision import Choice, Decision, Declined, Denied, Request
+from pipeline.serving.gateway import answers, journal, payload, problems, sse, wire
 from pipeline.serving.gateway.ask import Ask, Kind, parse
 from pipeline.serving.gateway.asking import Asking, Begun
 from pipeline.serving.gateway.attempts import Hedge, Won, first
-from pipeline.serving.gateway.callers import Callers, KeyEntry
+from pipeline.serving.gateway.callers import Callers
 from pipeline.serving.gateway.hedging import Hedging
 from pipeline.serving.gateway.journal import Line, Write
 from pipeline.serving.gateway.problems import Problem
+from pipeline.serving.gateway.question import classed, question
 from pipeline.serving.gateway.queueing import Waiting
+from pipeline.serving.gateway.recent import Recent
 from pipeline.serving.gateway.relay import Relay
 from pipeline.serving.gateway.settings import Settings
 from pipeline.serving.gateway.tokens import Counter
@@ -28,7 +31,7 @@ from pipeline.serving.gateway.tracing import Span, Tracing
 from pipeline.serving.gateway.upstream import UpstreamError, Whole
 from pipeline.serving.routing import route
 
-_BUSY = frozenset({Denied.OVERLOADED, Denied.BATCH_YIELDS})
+BUSY = frozenset({Denied.OVERLOADED, Denied.BATCH_YIELDS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,10 @@ class Proxy:
     tracing: Tracing
     write: Write
     new_id: Callable[[], str]
+    now: Callable[[], datetime]
     hedging: Hedging = field(init=False)
     waiting: Waiting = field(init=False)
+    recent: Recent = field(default_factory=Recent)
     in_flight: int = 0
 
     def __post_init__(self) -> None:
@@ -66,14 +71,18 @@ class Proxy:
         """Answer one request."""
         began = self.asking.clock()
         headers = dict(scope["headers"])
-        line = Line(self.new_id(), kind)
+        line = Line(self.new_id(), kind, at=round(self.now().timestamp(), 3))
         try:
             wire.check_headers(scope["headers"], self.settings.limits)
             entry = self.callers.admit(headers)
-            body = await wire.read_body(receive, headers, self.settings.limits)
-            ask = _classed(parse(kind, body, headers), entry)
+            body = await wire.read_body(receive, headers, self.settings.limits, scope[wire.CONNECTED])
+            ask = classed(parse(kind, body, headers), entry)
             line.caller, line.stream = entry.name if entry else None, ask.stream
-            await wire.while_connected(receive, self._serve(ask, headers, line, began, send))
+            request = await self._request(ask, line)
+            span = self.tracing.begin(ask, headers)
+            await self._serve(
+                _Job(ask, request, _forward(line, headers, span), line, began, send), scope[wire.CONNECTED], span
+            )
         except Problem as e:
             await answers.refuse(e, line, send)
         except wire.ClientLeftError:
@@ -82,52 +91,29 @@ class Proxy:
             await answers.refuse(Problem(500, "internal", "a fault of the gateway", "server_error"), line, send)
             raise
         finally:
-            self._note(line, self.asking.clock() - began)
+            now = self.asking.clock()
+            journal.end(line, now - began, self.asking.metrics, self.write)
+            self.recent.note(line, now)
 
-    async def _serve(self, ask: Ask, headers: dict[bytes, bytes], line: Line, began: float, send: asgi.Send) -> None:
-        request = await self._request(ask, line)
-        span = self.tracing.begin(ask, headers)
-        job = _Job(ask, request, _forward(line, headers, span), line, began, send)
-        limit = self.settings.limits.answer_s
-        if ask.deadline_ms is not None:
-            limit = min(limit, ask.deadline_ms / 1000)
+    async def _serve(self, job: _Job, client: wire.Connected, span: Span | None) -> None:
+        limit, deadline = self.settings.limits.answer_s, job.ask.deadline_ms
+        if deadline is not None:
+            limit = min(limit, deadline / 1000)
         try:
-            async with asyncio.timeout(limit):
-                await self._answered(job)
+            await wire.while_connected(client, partial(self._answered, job), limit)
         except TimeoutError:
-            await answers.refuse(problems.timeout(), line, send)
+            await answers.refuse(problems.timeout(), job.line, job.send)
         except UpstreamError:
-            await answers.refuse(problems.upstream(), line, send)
+            await answers.refuse(problems.upstream(), job.line, job.send)
         finally:
             if span is not None:
-                span.end(line)
+                span.end(job.line)
 
     async def _request(self, ask: Ask, line: Line) -> Request:
-        hint, variant = ask.hint, None
-        if hint is None:
-            hint, variant = Hint.AUTO, self._variant(ask.model)
-        counter = self.counter
-        tokens = await counter.count(ask.texts, chat=ask.kind is not Kind.COMPLETIONS) + ask.given_tokens
-        line.prompt_tokens, line.counted = tokens, counter.counted
-        self.asking.metrics.prompt_tokens(counter.counted).observe(tokens)
-        return Request(
-            prompt_tokens=tokens,
-            max_tokens=ask.max_tokens,
-            hint=hint,
-            family=ask.family,
-            sensitive=ask.sensitive,
-            priority=ask.priority,
-            deadline_ms=ask.deadline_ms,
-            affinity=ask.session or affinity.prefix_key(ask.texts[0] if ask.texts else ""),
-            variant=variant,
-            counted=counter.counted,
-        )
-
-    def _variant(self, model: str) -> str:
-        if any(name == model for name, _ in self.asking.fleet.offers):
-            return model
-        message = f"no model {model!r}; GET /v1/models lists what there is, 'auto' lets the gateway choose"
-        raise Problem(404, "model_not_found", message, param="model")
+        request = await question(ask, self.counter, self.asking.fleet)
+        line.prompt_tokens, line.counted = request.prompt_tokens, request.counted
+        self.asking.metrics.prompt_tokens(request.counted).observe(request.prompt_tokens)
+        return request
 
     async def _answered(self, job: _Job) -> None:
         decision = await self._place(job.request)
@@ -151,12 +137,13 @@ class Proxy:
             if isinstance(found, Decision):
                 return found
             until = until or clock() + limits.wait_s
-            helps = found.reason in _BUSY and await self.waiting.wait(ticket, until - clock())
+            helps = found.reason in BUSY and await self.waiting.wait(ticket, until - clock())
             if not helps:
                 raise problems.declined(found)
 
     def _route(self, request: Request) -> Decision | Declined:
-        return route(request, self.asking.fleet.snapshot(), self.settings.policy)
+        fleet = self.asking.fleet
+        return route(request, fleet.snapshot(), fleet.policy)
 
     async def _first(self, job: _Job, decision: Decision) -> Won[Begun]:
         ask, bodies = job.ask, dict[str, bytes]()
@@ -177,13 +164,11 @@ class Proxy:
         return spent
 
     def _chosen(self, won: Won[Begun], decision: Decision, line: Line) -> None:
-        choice = won.choice
-        reason = won.why or decision.reason
-        if choice.degraded and not decision.choice.degraded:
-            reason = Reason.DEGRADED
-        line.pool, line.endpoint, line.variant, line.reason = choice.pool, choice.endpoint, choice.variant, reason
-        line.degraded, line.failures = choice.degraded, won.failures
-        self.asking.metrics.route(choice.pool, reason).inc()
+        reason = decision.why(won.choice, won.why)
+        line.chosen(won.choice, reason)
+        line.failures = won.failures
+        self.asking.metrics.route(won.choice.pool, reason).inc()
+        self.asking.metrics.variant(won.choice.variant).inc()
 
     async def _send(self, job: _Job, won: Won[Begun]) -> None:
         found, line, shown = won.answer.found, job.line, answers.shown(won.choice, job.line)
@@ -218,24 +203,6 @@ class Proxy:
 
     def _took(self, begun: Begun, tokens: int) -> None:
         begun.member.took((self.asking.clock() - begun.began) * 1000, tokens, queued=begun.queued)
-
-    def _note(self, line: Line, seconds: float) -> None:
-        metrics = self.asking.metrics
-        line.total_ms = round(seconds * 1000, 3)
-        outcome = "degraded" if line.outcome == "answered" and line.degraded else line.outcome
-        metrics.duration(line.kind, line.pool, outcome).observe(seconds)
-        if line.generated:
-            metrics.tokens(line.pool).inc(line.generated)
-        if line.code is not None:
-            metrics.refused(line.code).inc()
-        self.write(line.text())
-
-
-def _classed(ask: Ask, entry: KeyEntry | None) -> Ask:
-    """Return what is asked in the class that the key allows."""
-    if entry is None or entry.priority is Priority.INTERACTIVE:
-        return ask
-    return replace(ask, priority=entry.priority)
 
 
 def _forward(line: Line, headers: dict[bytes, bytes], span: Span | None) -> dict[str, str]:

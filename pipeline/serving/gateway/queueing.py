@@ -12,8 +12,8 @@ from itertools import count
 
 from pipeline.serving.decision import Priority
 
-_LOOK_S = 0.25  # servers may get room without a request of ours having ended
-_RANK = {Priority.INTERACTIVE: 0, Priority.BATCH: 1}
+LOOK_S = 0.25  # servers may get room without a request of ours having ended
+RANK = {Priority.INTERACTIVE: 0, Priority.BATCH: 1}
 
 Ticket = tuple[int, int]
 
@@ -31,7 +31,7 @@ class Waiting:
 
     def ticket(self, priority: Priority) -> Ticket:
         """Return a place in the order of arrival, which a request keeps while it waits again."""
-        return _RANK[priority], next(self._numbers)
+        return RANK[priority], next(self._numbers)
 
     async def wait(self, ticket: Ticket, patience_s: float) -> bool:
         """Wait until woken; return whether it makes sense to ask again: not when the queue is full or time is up."""
@@ -40,7 +40,7 @@ class Waiting:
         future = asyncio.get_running_loop().create_future()
         heapq.heappush(self._heap, (ticket, future))
         try:
-            await asyncio.wait_for(future, min(patience_s, _LOOK_S))
+            await asyncio.wait_for(future, min(patience_s, LOOK_S))
         except TimeoutError:
             return True
         return True

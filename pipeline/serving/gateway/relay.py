@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.serving import asgi
+from pipeline.peers import asgi
 from pipeline.serving.decision import Choice, Decision, Reason, continuing
 from pipeline.serving.gateway import payload, problems, sse, wire
 from pipeline.serving.gateway.ask import Ask, Kind

@@ -15,8 +15,8 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.catalog.document import Document, parse_yaml
 from pipeline.errors import CatalogError
-from pipeline.serving.policy import Policy
-from pipeline.serving.status import STATUS_PATH, Pool
+from pipeline.peers.policy import Policy
+from pipeline.peers.status import STATUS_PATH, Pool
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}")
@@ -40,8 +40,11 @@ class EndpointEntry(Document):
     @field_validator("url", "status")
     @classmethod
     def _http(cls, url: str | None) -> str | None:
-        if url is not None and (urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname):
-            raise ValueError("an address starts with http:// or https:// and names a host")
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+            raise ValueError("an address starts with http:// or https:// and names a host, without a user")
         return url
 
     @property

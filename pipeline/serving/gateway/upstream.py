@@ -1,8 +1,7 @@
-"""The one place that speaks HTTP to nodes and large servers.
+"""What nodes and large servers are asked, and what counts as an answer.
 
 Rules: whatever goes wrong comes out as `UpstreamError`, which says whether the endpoint is at fault; nothing is read
-beyond bounds and time; what a client did wrong comes back as the server's own answer. Idle connections are dropped
-before llama-server drops them (5 s).
+beyond bounds and time; what a client did wrong comes back as the server's own answer.
 """
 
 from __future__ import annotations
@@ -15,14 +14,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import aiohttp
 from pydantic_core import from_json
 
+from pipeline.serving.gateway import sse
+from pipeline.serving.gateway.connection import Connection
+from pipeline.serving.gateway.connections import Connections, NotConnectedError
 from pipeline.serving.gateway.settings import Limits
 
-_KEPT_S = 4.0
-_CLIENTS_FAULT = frozenset({400, 413, 415, 422})
-_ALIVE = frozenset({429, 500})  # says so itself: no reason to leave it alone
+CLIENTS_FAULT = frozenset({400, 413, 415, 422})
+ALIVE = frozenset({429, 500})  # says so itself: no reason to leave it alone
 _STREAM = "text/event-stream"
 
 
@@ -61,36 +61,32 @@ class Client:
 
     def __init__(self, limits: Limits, tls: ssl.SSLContext | None = None) -> None:
         self._limits = limits
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_S, ssl=tls or True)
-        timeout = aiohttp.ClientTimeout(total=None, connect=limits.connect_s)
-        self._session = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
-        )
+        self._connections = Connections(limits.connect_s, tls or ssl.create_default_context())
 
     async def close(self) -> None:
-        """Close every connection."""
-        await self._session.close()
+        """Close every connection that no answer uses."""
+        await self._connections.close()
 
     async def get(self, url: str, limit: int) -> bytes:
         """Return a small document; raises UpstreamError."""
         with _translated():
-            async with asyncio.timeout(self._limits.connect_s), self._session.get(url, allow_redirects=False) as answer:
-                if answer.status != 200:
-                    raise UpstreamError(Fault.STATUS, str(answer.status))
-                return await _read(answer, limit)
+            async with asyncio.timeout(self._limits.connect_s):
+                with closing(await self._connections.ask("GET", url, {})) as answer:
+                    if answer.status != 200:
+                        raise UpstreamError(Fault.STATUS, str(answer.status))
+                    return await _read(answer, limit)
 
     async def whole(self, url: str, body: bytes, headers: Mapping[str, str]) -> Whole:
         """Ask for a complete answer, for as long as the caller waits; raises UpstreamError."""
-        with _translated():
-            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
-                return _whole(answer.status, await _read(answer, self._limits.answer_bytes))
+        with _translated(), closing(await self._connections.ask("POST", url, headers, body)) as answer:
+            return _whole(answer.status, await _read(answer, self._limits.answer_bytes))
 
     async def stream(self, url: str, body: bytes, headers: Mapping[str, str]) -> Stream | Whole:
         """Return a streamed answer, to be closed, or what the client did wrong; raises UpstreamError."""
         with _translated():
             async with asyncio.timeout(self._limits.first_s):
-                answer = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
-        if answer.status == 200 and answer.content_type == _STREAM:
+                answer = await self._connections.ask("POST", url, headers, body)
+        if answer.status == 200 and answer.kind == _STREAM:
             return Stream(answer, self._limits)
         with _translated(), closing(answer):
             async with asyncio.timeout(self._limits.first_s):
@@ -107,10 +103,10 @@ class Stream:
     so that a slow client is not taken for a dead server.
     """
 
-    def __init__(self, answer: aiohttp.ClientResponse, limits: Limits) -> None:
+    def __init__(self, answer: Connection, limits: Limits) -> None:
         self._answer = answer
         self._limits = limits
-        self._rest = b""
+        self._rest = self._last = b""
         self._loop = asyncio.get_running_loop()
         self._patience_s = limits.first_s
         self._since: float | None = None
@@ -120,10 +116,7 @@ class Stream:
     def close(self) -> None:
         """Give the connection back, or cut it where the answer is not at its end: the server then stops decoding."""
         self._timer.cancel()
-        if self._answer.content.at_eof():
-            self._answer.release()
-        else:
-            self._answer.close()
+        self._answer.close(ending=sse.is_done(self._last))
 
     async def first(self) -> bytes:
         """Return the first events; raises UpstreamError where none comes in time."""
@@ -145,14 +138,15 @@ class Stream:
             self._since = None
 
     async def _block(self) -> bytes:
-        while piece := await self._answer.content.readany():
+        while piece := await self._answer.read():
             data = self._rest + piece
             end = data.rfind(b"\n\n") + 2
             self._rest = data[end:] if end > 1 else data
             if len(self._rest) > self._limits.event_bytes:
                 raise UpstreamError(Fault.OVERSIZED, "an event of a stream is too large")
             if end > 1:
-                return data[:end]
+                self._last = data[:end]
+                return self._last
         return b""
 
     def _look(self) -> None:
@@ -162,11 +156,11 @@ class Stream:
             self._timer = self._loop.call_later(left, self._look)
             return
         self._late = True
-        self._answer.close()
+        self._answer.cut()
 
 
 class _translated:  # noqa: N801 - reads as a verb in `with`
-    """Turn what aiohttp raises into UpstreamError."""
+    """Turn what connections raise into UpstreamError."""
 
     def __enter__(self) -> None:
         pass
@@ -174,19 +168,19 @@ class _translated:  # noqa: N801 - reads as a verb in `with`
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         if error is None or isinstance(error, (UpstreamError, asyncio.CancelledError)):
             return
-        if isinstance(error, (TimeoutError, aiohttp.ServerTimeoutError)):
+        if isinstance(error, TimeoutError):
             raise UpstreamError(Fault.TIMEOUT, "no answer in time") from error
-        if isinstance(error, aiohttp.ClientConnectorError):
+        if isinstance(error, NotConnectedError):
             raise UpstreamError(Fault.CONNECT, str(error)) from error
-        if isinstance(error, (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, OSError)):
+        if isinstance(error, OSError):
             raise UpstreamError(Fault.CLOSED, str(error)) from error
-        if isinstance(error, (aiohttp.ClientError, ValueError)):
+        if isinstance(error, ValueError):
             raise UpstreamError(Fault.GARBAGE, str(error)) from error
 
 
 def _whole(status: int, data: bytes) -> Whole:
-    if status != 200 and status not in _CLIENTS_FAULT:
-        raise UpstreamError(Fault.STATUS, str(status), counts=status not in _ALIVE)
+    if status != 200 and status not in CLIENTS_FAULT:
+        raise UpstreamError(Fault.STATUS, str(status), counts=status not in ALIVE)
     try:
         document = from_json(data)
     except ValueError as e:
@@ -203,12 +197,12 @@ def _is_completion(document: dict[str, Any]) -> bool:
     return all(isinstance(c.get("text"), str) or isinstance(c.get("message"), dict) for c in choices)
 
 
-async def _read(answer: aiohttp.ClientResponse, limit: int) -> bytes:
-    if (answer.content_length or 0) > limit:
+async def _read(answer: Connection, limit: int) -> bytes:
+    if (answer.length or 0) > limit:
         raise UpstreamError(Fault.OVERSIZED, f"more than {limit} bytes")
     pieces: list[bytes] = []
     size = 0
-    while piece := await answer.content.readany():
+    while piece := await answer.read():
         size += len(piece)
         if size > limit:
             raise UpstreamError(Fault.OVERSIZED, f"more than {limit} bytes")

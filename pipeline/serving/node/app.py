@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pipeline.serving.asgi import Receive, Scope, Send, answer
+from pipeline.peers.asgi import Receive, Scope, Send, answer
+from pipeline.peers.status import STATUS_PATH, ServerStatus, State
+from pipeline.ports.nvml import Use
 from pipeline.serving.node import metrics
 from pipeline.serving.node.proxy import PATHS, Proxy, refuse
 from pipeline.serving.node.state import NodeState
-from pipeline.serving.status import STATUS_PATH, ServerStatus, State
 
 _TEXT = b"text/plain; charset=utf-8"
 
@@ -18,6 +19,15 @@ class Node(Protocol):
 
     state: NodeState
     engine_queue: tuple[int, int] | None
+
+    @property
+    def gpus(self) -> tuple[Use, ...]:
+        """How much of each GPU is in use."""
+        ...
+
+    async def engine_figures(self) -> str:
+        """Return what the model's server tells of itself, in Prometheus' text format."""
+        ...
 
     def status(self) -> ServerStatus:
         """Return the node's status."""
@@ -46,10 +56,18 @@ class App:
         elif path == "/readyz":
             await self._ready(send)
         elif path == "/metrics":
-            text = metrics.text(self._node.state, self._node.status(), self._node.engine_queue)
+            text = metrics.text(self._node.state, self._node.status(), self._node.engine_queue, self._node.gpus)
+            text += (await self._node.engine_figures()).encode()
             await answer(send, 200, text, kind=metrics.CONTENT_TYPE)
         else:
             await refuse(send, 404, f"there is no {path[:80]} here")
+
+    async def health(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer probes alone: this port asks for no certificate."""
+        if scope["type"] == "http" and scope["path"] in PROBES and scope["method"] in {"GET", "HEAD"}:
+            await self(scope, receive, send)
+        elif scope["type"] == "http":
+            await refuse(send, 404, "probes alone are answered here")
 
     async def _ready(self, send: Send) -> None:
         status = self._node.status()
@@ -59,4 +77,5 @@ class App:
             await answer(send, 503, f"{status.state}: {status.reason or 'wait'}\n".encode(), kind=_TEXT)
 
 
-_OWN = frozenset({STATUS_PATH, "/healthz", "/readyz", "/metrics"})
+PROBES = frozenset({"/healthz", "/readyz"})
+_OWN = PROBES | {STATUS_PATH, "/metrics"}

@@ -4,8 +4,9 @@ Rules, each of which a test states:
 - requests go to a server that gave the golden answers, and to no other;
 - a new release is started beside the old one, which serves until the new one gave the golden answers, then drains;
 - where two do not fit, the old one drains first, and comes back if the new one fails;
-- a release that answers wrong, or does not start in a few attempts, is refused: this process does not try it again;
-- a release past its time gets no further requests;
+- a release that answers wrong, or does not start in a few attempts, is refused, and tried again after a long pause
+  where that takes away none that serves;
+- a release past its time gets no further requests, and is not tried again;
 - a server that ends by itself is started again, after a pause that doubles;
 - the disk leads to a release only after it answered right.
 """
@@ -90,7 +91,7 @@ def begun(state: NodeState, action: Action, now: float, policy: Policy) -> NodeS
             return replace(state, storing=True)
         case Start(number, pin):
             child = Child(number, pin, Phase.LOADING, now)
-            return replace(state, children=(*state.children, child), started=number)
+            return replace(state.pardoned(pin), children=(*state.children, child), started=number)
         case Probe(number):
             return state.moved(number, Phase.PROBING, now)
         case Retire(number):
@@ -139,7 +140,7 @@ def _coming(state: NodeState, child: Child, waited: float, policy: Policy) -> It
 
 def _makes_room(state: NodeState, ready: Child, now: float, policy: Policy) -> bool:
     new = state.offered
-    return not policy.beside and new is not None and ready.pin != new and _may_start(state, new, now)
+    return not policy.beside and new is not None and ready.pin != new and _may_start(state, new, now, policy)
 
 
 def _keep(state: NodeState) -> Iterator[Action]:
@@ -152,7 +153,7 @@ def _keep(state: NodeState) -> Iterator[Action]:
 def _start(state: NodeState, now: float, policy: Policy) -> Iterator[Action]:
     number = state.started
     for pin in _wanted(state, policy):
-        if state.of(pin) is None and _may_start(state, pin, now) and (policy.beside or not state.children):
+        if state.of(pin) is None and _may_start(state, pin, now, policy) and (policy.beside or not state.children):
             number += 1
             yield Start(number, pin)
             if not policy.beside:
@@ -168,10 +169,10 @@ def _wanted(state: NodeState, policy: Policy) -> Iterator[Pin]:
         yield state.kept
 
 
-def _may_start(state: NodeState, pin: Pin, now: float) -> bool:
+def _may_start(state: NodeState, pin: Pin, now: float, policy: Policy) -> bool:
     failure = state.failures.get(pin.digest)
     rested = failure is None or now - failure.at >= backoff(failure.count)
-    return rested and pin.digest not in state.refused
+    return rested and not state.is_refused(pin, now, policy)
 
 
 def _poll(state: NodeState, now: float, policy: Policy) -> Iterator[Action]:

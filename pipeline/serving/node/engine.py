@@ -1,8 +1,7 @@
-"""One llama-server: how it is started, and what it is asked.
+"""The server that a node runs: where it listens, and what it is asked.
 
-Rules: it decodes as the checks did: keys and values in f32, flash attention off. It listens on loopback alone, on a
-port chosen for it, and wants a key that nobody else knows, so that nobody on this machine goes around the node. It has
-no page of its own, fetches nothing, and lets nobody change its settings.
+Rules: it listens on loopback alone, on a port chosen for it, and wants a key that nobody else knows, so that nobody on
+this machine goes around the node.
 """
 
 from __future__ import annotations
@@ -11,19 +10,15 @@ import asyncio
 import secrets
 import socket
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from pipeline.errors import ToolError
-from pipeline.ports import beside
 from pipeline.ports.beside import Program
-from pipeline.serving.node.sizing import BATCH, PROMPT_CACHE, Sizing
 
 HOST = "127.0.0.1"
-KEY_VARIABLE = "LLAMA_API_KEY"
-_HINT = "the release's programs are for another machine, or this one lacks memory; see its messages"
+HINT = "the release's programs are for another machine, or this one lacks memory; see its messages"
 
 
 @dataclass(frozen=True)
@@ -32,6 +27,11 @@ class Address:
 
     port: int
     key: str = field(repr=False)
+
+    @classmethod
+    def new(cls) -> Address:
+        """Return a free port, and a key that was never used."""
+        return cls(free_port(), secrets.token_urlsafe(24))
 
     @property
     def url(self) -> str:
@@ -42,30 +42,25 @@ class Address:
         return {"authorization": f"Bearer {self.key}"}
 
 
-def arguments(server: Path, weights: Path, alias: str, sizing: Sizing, port: int) -> list[str]:
-    """Return the command line; the key is no part of it, because everyone may read command lines."""
-    return [
-        str(server), "--model", str(weights), "--alias", alias, "--host", HOST, "--port", str(port),
-        "--parallel", str(sizing.slots), "--ctx-size", str(sizing.slots * sizing.context), "--no-kv-unified",
-        "--threads", str(sizing.threads), "--ubatch-size", str(BATCH), "--cache-ram", str(PROMPT_CACHE >> 20),
-        "--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off", "--fit", "off",
-        "--metrics", "--no-ui", "--offline", "--log-verbosity", "2",
-    ]  # fmt: skip
+@dataclass(frozen=True)
+class Dialect:
+    """What a kind of server is called, and its own figures of requests that it decodes and that wait.
 
+    `told` says whether its figures are a node's to tell.
+    """
 
-async def launch(server: Path, weights: Path, alias: str, sizing: Sizing) -> tuple[Program, Address]:
-    """Start a server and return it with its address; raises ToolError where it cannot be started."""
-    address = Address(_free_port(), secrets.token_urlsafe(24))
-    argv = arguments(server, weights, alias, sizing, address.port)
-    return await beside.start(argv, hint=_HINT, env={KEY_VARIABLE: address.key}), address
+    name: str
+    running: str
+    waiting: str
+    told: bool = False
 
 
 class Engine:
     """The questions a node asks a server; each raises ToolError where there is no proper answer."""
 
-    def __init__(self, session: aiohttp.ClientSession, address: Address) -> None:
+    def __init__(self, session: aiohttp.ClientSession, address: Address, dialect: Dialect) -> None:
         """Ask a server at an address through an open session."""
-        self._session, self._address = session, address
+        self._session, self._address, self._dialect = session, address, dialect
 
     async def healthy(self, timeout_s: float = 5.0) -> bool:
         """Return whether the model is loaded and the server answers; never raises."""
@@ -86,21 +81,25 @@ class Engine:
             ) as answer:  # fmt: skip
                 found = await answer.json()
                 if answer.status != 200 or not isinstance(found, dict):
-                    raise ToolError(f"llama-server answers {path} with {answer.status}: {found}", hint=_HINT)
+                    raise ToolError(f"{self._dialect.name} answers {path} with {answer.status}: {found}", hint=HINT)
                 return found
         except (aiohttp.ClientError, ValueError, TimeoutError) as e:
-            raise ToolError(f"llama-server does not answer {path}: {e or type(e).__name__}", hint=_HINT) from e
+            raise ToolError(f"{self._dialect.name} does not answer {path}: {e or type(e).__name__}", hint=HINT) from e
 
-    async def queue(self) -> tuple[int, int] | None:
-        """Return how many requests it decodes and how many wait, by its own count; None where it does not say."""
+    async def figures(self) -> str:
+        """Return the server's figures in Prometheus' text format, nothing where it does not answer."""
         try:
             async with self._session.get(
                 f"{self._address.url}/metrics", headers=self._address.headers, timeout=aiohttp.ClientTimeout(5)
             ) as answer:
-                figures = _figures(await answer.text())
+                return await answer.text() if answer.status == 200 else ""
         except (aiohttp.ClientError, TimeoutError, UnicodeDecodeError):
-            return None
-        busy, waiting = figures.get("llamacpp:requests_processing"), figures.get("llamacpp:requests_deferred")
+            return ""
+
+    async def queue(self) -> tuple[int, int] | None:
+        """Return how many requests it decodes and how many wait, by its own count; None where it does not say."""
+        found = _values(await self.figures())
+        busy, waiting = found.get(self._dialect.running), found.get(self._dialect.waiting)
         return None if busy is None or waiting is None else (busy, waiting)
 
 
@@ -110,16 +109,19 @@ async def until_healthy(engine: Engine, program: Program, pause_s: float = 0.1) 
         await asyncio.sleep(pause_s)
 
 
-def _figures(text: str) -> dict[str, int]:
+def _values(text: str) -> dict[str, int]:
+    """The whole numbers among figures, by name; labels are left out."""
     found = {}
     for line in text.splitlines():
-        name, _, value = line.partition(" ")
-        if name.startswith("llamacpp:requests_") and value.strip().isdecimal():
-            found[name] = int(value)
+        name, _, value = line.rpartition(" ")
+        number = value.removesuffix(".0")
+        if number.isdecimal():
+            found[name.partition("{")[0]] = int(number)
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

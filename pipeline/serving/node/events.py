@@ -21,9 +21,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Offered:
-    """The channel points to this release; it is on the disk, verified."""
+    """The channel points to this release; it is on the disk, verified.
+
+    `fetched` and `reused` are the bytes that came from the registry for it, and those that were on the disk already.
+    """
 
     pin: Pin
+    fetched: int = 0
+    reused: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def happened(state: NodeState, event: Event, now: float, policy: Policy) -> Node
         case Found(kept, why):
             return replace(state, kept=kept, stored=kept, disk=why)
         case Offered(pin):
-            return _offered(replace(state, polling=False, channel=pin, trouble=None), pin)
+            return _offered(_moved(state, event), pin, now, policy)
         case NotFollowed(reason, refused):
             again = reason == state.trouble
             return replace(state, polling=False, trouble=reason, refusals=state.refusals + (refused and not again))
@@ -142,12 +147,18 @@ def failed(state: NodeState, child: Child, reason: str, now: float, policy: Poli
     state = replace(state, failures={**state.failures, child.pin.digest: Failure(count, now, reason)})
     attempts = policy.attempts if policy.beside else 1
     if child.pin == state.offered and count >= attempts:
-        return refuse(state, child.pin, f"it does not start: {reason}")
+        return suspect(state, child.pin, f"it does not start: {reason}", now)
     return state
 
 
-def refuse(state: NodeState, pin: Pin, reason: str) -> NodeState:
-    """Return the state in which a release is not started again."""
+def suspect(state: NodeState, pin: Pin, reason: str, now: float) -> NodeState:
+    """Return the state in which a release is started again after a long pause: this machine may be at fault."""
+    before = state.suspects.get(pin.digest)
+    again = Failure(before.count + 1 if before else 1, now, reason)
+    return replace(_refuse(state, pin, reason), suspects={**state.suspects, pin.digest: again})
+
+
+def _refuse(state: NodeState, pin: Pin, reason: str) -> NodeState:
     offered = None if state.offered == pin else state.offered
     return replace(state, offered=offered, refused={**state.refused, pin.digest: reason}, refusals=state.refusals + 1)
 
@@ -157,8 +168,15 @@ def _of(state: NodeState, number: int, change: Callable[[Child], NodeState]) -> 
     return state if child is None else change(child)
 
 
-def _offered(state: NodeState, pin: Pin) -> NodeState:
-    new = pin != state.kept and pin.digest not in state.refused
+def _moved(state: NodeState, event: Offered) -> NodeState:
+    seen = replace(state, polling=False, channel=event.pin, trouble=None)
+    if event.pin == state.channel:  # told of again at each look
+        return seen
+    return replace(seen, fetched=state.fetched + event.fetched, reused=state.reused + event.reused)
+
+
+def _offered(state: NodeState, pin: Pin, now: float, policy: Policy) -> NodeState:
+    new = pin != state.kept and not state.is_refused(pin, now, policy)
     return replace(state, offered=pin if new else None)
 
 
@@ -174,22 +192,24 @@ def _right(state: NodeState, child: Child, now: float) -> NodeState:
         if other.phase is Phase.READY:
             state = state.moved(other.number, Phase.DRAINING, now)
     offered = None if state.offered == child.pin else state.offered
+    state = state.cleared(child.pin)
     return replace(state.moved(child.number, Phase.READY, now), kept=child.pin, offered=offered)
 
 
 def _expired(state: NodeState, pin: Pin, reason: str, now: float) -> NodeState:
-    if pin.digest in state.refused:
+    if pin.digest in state.refused and pin.digest not in state.suspects:
         return state
+    state = state.cleared(pin)
     ready = state.ready
     if ready is not None and ready.pin == pin:
         state = state.moved(ready.number, Phase.DRAINING, now)
-    return refuse(state, pin, reason)
+    return _refuse(state, pin, reason)
 
 
 def _wrong(state: NodeState, child: Child, reason: str, now: float) -> NodeState:
     if child.phase is not Phase.PROBING:
         return state
-    return refuse(state.moved(child.number, Phase.FAILED, now), child.pin, reason)
+    return suspect(state.moved(child.number, Phase.FAILED, now), child.pin, reason, now)
 
 
 def _exited(state: NodeState, child: Child, reason: str, now: float, policy: Policy) -> NodeState:

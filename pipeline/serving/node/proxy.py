@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import aiohttp
 from yarl import URL
 
-from pipeline.serving.asgi import Headers, Receive, Scope, Send, answer, error
+from pipeline.peers.asgi import Headers, Receive, Scope, Send, answer, error
 from pipeline.serving.node.engine import Address
 
 GENERATING = frozenset(
@@ -121,7 +121,7 @@ class Proxy:
             if body.too_large:
                 await refuse(send, 413, f"a request may have {MAX_BODY >> 20} MiB")
                 return
-            why = f"llama-server went away: {type(e).__name__}"
+            why = f"the model's server went away: {type(e).__name__}"
             await refuse(send, 502, why, headers=[(b"retry-after", b"1")])
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.peers.status import Pool, Served, ServerStatus, State
 from pipeline.serving.node.releases import Held
 from pipeline.serving.node.sensors import Reading
 from pipeline.serving.node.sizing import Sizing
 from pipeline.serving.node.state import COMING, NodeState
-from pipeline.serving.status import Pool, Served, ServerStatus, State
 
 CRASHES = 3  # in a row, after which a node says that it failed, though it goes on trying
 
@@ -36,7 +36,7 @@ def standing(state: NodeState) -> tuple[State, str | None]:
     return State.STARTING, why
 
 
-def status(name: str, state: NodeState, serving: Serving | None, reading: Reading) -> ServerStatus:
+def status(name: str, pool: Pool, state: NodeState, serving: Serving | None, reading: Reading) -> ServerStatus:
     """Return the node's status.
 
     Requests are counted where they pass, not asked of llama-server, which answers only between two batches: a gateway
@@ -47,7 +47,7 @@ def status(name: str, state: NodeState, serving: Serving | None, reading: Readin
     generating = serving.generating if serving else 0
     return ServerStatus(
         name=name,
-        pool=Pool.EDGE,
+        pool=pool,
         state=now,
         served=served(serving.held) if serving else None,
         slots=slots,

@@ -12,16 +12,14 @@ from pathlib import Path
 
 import aiohttp
 
-from pipeline.manifest import gguf
+from pipeline.peers import listen, tls
+from pipeline.peers.role import Role
 from pipeline.ports import process
-from pipeline.serving import tls
-from pipeline.serving.node import listen, sensors, sizing
 from pipeline.serving.node.agent import Agent
 from pipeline.serving.node.app import App
-from pipeline.serving.node.releases import Held, Releases
-from pipeline.serving.node.sizing import Asked, Sizing
+from pipeline.serving.node.backend import Backend
+from pipeline.serving.node.releases import Releases
 from pipeline.serving.node.state import Policy
-from pipeline.serving.role import Role
 
 CALLERS = frozenset({Role.GATEWAY, Role.CONTROLLER})
 RELOAD_S = 5.0  # between two looks at the certificates
@@ -29,19 +27,23 @@ RELOAD_S = 5.0  # between two looks at the certificates
 
 @dataclass(frozen=True)
 class Options:
-    """How a node is run; `tls` is the folder of its certificates, `socket` the one it listens on."""
+    """How a node is run; `tls` is the folder of its certificates, `bound` the port it listens on, `health` another one
+    for whoever has no certificate and only asks whether it lives.
+    """
 
     name: str
-    socket: socket.socket
+    bound: socket.socket
     tls: Path | None
     policy: Policy
-    asked: Asked
+    backend: Backend
+    health: socket.socket | None = None
 
 
 def run(options: Options, releases: Releases, say: Callable[[str], None]) -> None:
     """Run a node until SIGTERM or SIGINT; raises PipelineError where it cannot begin."""
     import uvloop
 
+    process.give_back_buffers()
     uvloop.run(_run(options, releases, say))
 
 
@@ -50,23 +52,27 @@ async def _run(options: Options, releases: Releases, say: Callable[[str], None])
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
         agent = Agent(
-            options.name, releases=releases, sizer=_sizer(options.asked), session=session, policy=options.policy,
+            options.name, releases=releases, backend=options.backend, session=session, policy=options.policy,
             say=say,
         )  # fmt: skip
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.end)
-        server = listen.server(App(agent, agent.proxy), context, options.policy.drain_s)
-        serving = asyncio.create_task(server.serve(sockets=[options.socket]))
+        app, drain_s = App(agent, agent.proxy), options.policy.drain_s
+        servers = [(listen.server(app, context, drain_s), options.bound)]
+        if options.health:
+            servers.append((listen.server(app.health, None, 1), options.health))
+        serving = [asyncio.create_task(server.serve(sockets=[bound])) for server, bound in servers]
         renewing = asyncio.create_task(_renew(options.tls, context, say))
-        host, port = options.socket.getsockname()[:2]
+        host, port = options.bound.getsockname()[:2]
         say(f"{options.name} listens on {'https' if context else 'http'}://{host}:{port}")
         try:
             await agent.run()
         finally:
-            server.should_exit = True
+            for server, _ in servers:
+                server.should_exit = True
             renewing.cancel()
-            await serving
+            await asyncio.gather(*serving)
             with contextlib.suppress(asyncio.CancelledError):
                 await renewing
 
@@ -79,15 +85,3 @@ async def _renew(folder: Path | None, context: tls.Context | None, say: Callable
         await asyncio.sleep(RELOAD_S)
         if told := reloader.check():
             say(told)
-
-
-def _sizer(asked: Asked) -> Callable[[Held], tuple[Sizing, bool]]:
-    memory, cores = sensors.memory(), process.processors()
-
-    def sized(held: Held) -> tuple[Sizing, bool]:
-        with held.weights.open("rb") as f:
-            metadata = gguf.read_header(f, held.weights.stat().st_size).metadata
-        model = sizing.model(held.entry, metadata)
-        return sizing.size(model, memory=memory, cores=cores, asked=asked), "tokenizer.chat_template" in metadata
-
-    return sized

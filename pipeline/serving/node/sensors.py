@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.ports import machine, sysfs
+from pipeline.errors import ToolError
+from pipeline.ports import machine, nvml, sysfs
 from pipeline.ports.machine import Conditions
 
 ROOT = Path("/")
@@ -31,6 +32,7 @@ class Reading:
 
     cpu: float | None = None
     conditions: Conditions = UNKNOWN
+    gpus: tuple[nvml.Use, ...] = ()
 
 
 def ticks(stat: str) -> Ticks | None:
@@ -61,9 +63,16 @@ class Sensors:
     def look(self) -> Reading:
         """Take a look; it may ask the firmware, so call it beside the event loop."""
         now = ticks(sysfs.text(self._root / "proc/stat") or "")
-        self.reading = Reading(share(self._ticks, now), machine.conditions(self._root))
+        self.reading = Reading(share(self._ticks, now), machine.conditions(self._root), _gpus())
         self._ticks = now
         return self.reading
+
+
+def _gpus() -> tuple[nvml.Use, ...]:
+    try:
+        return nvml.uses()
+    except ToolError:  # the model's server says what is wrong with the driver
+        return ()
 
 
 def memory(root: Path = ROOT) -> int:

@@ -83,11 +83,12 @@ def model(entry: VariantEntry, metadata: Mapping[str, gguf.Value]) -> Model:
     )
 
 
-def size(model: Model, *, memory: int, cores: int, asked: Asked = Asked()) -> Sizing:
+def size(model: Model, *, memory: int, cores: int, asked: Asked = Asked(), most: int | None = None) -> Sizing:
     """Return how to start a server.
 
     Args:
         memory: bytes this machine has.
+        most: slots at most where none are asked for, by default as many as cores, and no more than `MOST_SLOTS`.
 
     Raises:
         StageError: not even one slot of the shortest context fits.
@@ -97,7 +98,7 @@ def size(model: Model, *, memory: int, cores: int, asked: Asked = Asked()) -> Si
         budget = int(memory * SHARE) // (2 if beside else 1)
         for context in _contexts(model, asked, least):
             room = (budget - _fixed(model, context)) // max(1, model.per_token * context)
-            slots = min(room, asked.slots or min(max(1, cores), MOST_SLOTS))
+            slots = min(room, asked.slots or most or min(max(1, cores), MOST_SLOTS))
             if slots >= (asked.slots or 1):
                 needed = _fixed(model, context) + slots * context * model.per_token
                 return Sizing(slots, context, threads, needed, beside)

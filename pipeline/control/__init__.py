@@ -1,0 +1,1 @@
+"""The OffloadController: observe, decide, act."""

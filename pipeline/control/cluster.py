@@ -1,0 +1,167 @@
+"""What a Kubernetes cluster says of pools, hosts with GPUs, the pods on them, and their disruption budgets.
+
+Rules: reading it changes nothing; what a role does not allow to read is unknown, and so nobody is evicted for it. A GPU
+is taken by whoever asked for it, whether the pod runs yet or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from pipeline.control.settings import Eviction, PoolSettings, Settings
+from pipeline.control.state import Host, Pod, Pool
+from pipeline.errors import ToolError
+from pipeline.ports.kube import NODE, POD, Cluster, Kind, Object
+
+GPU = "nvidia.com/gpu"
+BUDGETS = (Kind("policy/v1", "PodDisruptionBudget"), Kind("policy/v1beta1", "PodDisruptionBudget"))
+_ENDED = frozenset({"Succeeded", "Failed"})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the cluster says; `problems` is what it did not."""
+
+    pools: tuple[Pool, ...] = ()
+    hosts: tuple[Host, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    budgets: Mapping[str, int] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+
+def kind_of(pool: PoolSettings) -> Kind:
+    """Return the kind of a pool's workload."""
+    return Kind("apps/v1", pool.kind)
+
+
+def look(cluster: Cluster, settings: Settings) -> Found:
+    """Return what the cluster says now; raises nothing."""
+    asked = _Asked()
+    pools = tuple(asked.of(partial(_pool, cluster, pool)) or Pool(pool.name) for pool in settings.pools)
+    rules = settings.eviction
+    if not rules.enabled or not any(p.unschedulable for p in pools):
+        return Found(pools, problems=tuple(asked.problems))  # who might yield is looked at where somebody is to
+    nodes, everywhere = asked.of(partial(cluster.find_all, NODE)), asked.of(partial(cluster.find_all, POD))
+    budgets = asked.of(partial(_budgets, cluster, rules.namespaces))
+    pods = None if everywhere is None else [p for p in everywhere if _is_there(p)]
+    if pods is None or budgets is None:
+        return Found(pools, hosts(nodes or [], pods), problems=tuple(asked.problems))
+    return Found(
+        pools=pools,
+        hosts=hosts(nodes or [], pods),
+        pods=tuple(pod(p, budgets, rules) for p in pods if p["metadata"]["namespace"] in rules.namespaces),
+        budgets={_key(b): b.get("status", {}).get("disruptionsAllowed", 0) for b in budgets},
+        problems=tuple(asked.problems),
+    )
+
+
+@dataclass
+class _Asked:
+    """Asks, and remembers what it got no answer to."""
+
+    problems: list[str] = field(default_factory=list)
+
+    def of(self, ask: Callable[[], T]) -> T | None:
+        try:
+            return ask()
+        except ToolError as e:
+            self.problems.append(e.message)
+            return None
+
+
+def hosts(nodes: Iterable[Object], pods: Sequence[Object] | None) -> tuple[Host, ...]:
+    """Return the machines with GPUs, and how many of those nobody asked for."""
+    taken: dict[str, int] = {}
+    for found in pods or []:
+        on = found["spec"].get("nodeName", "")
+        taken[on] = taken.get(on, 0) + gpus(found)
+    told = []
+    for found in nodes:
+        count = int(found.get("status", {}).get("allocatable", {}).get(GPU, 0))
+        if count and not found["spec"].get("unschedulable"):
+            name = found["metadata"]["name"]
+            told.append(Host(name, count, None if pods is None else count - taken.get(name, 0)))
+    return tuple(told)
+
+
+def gpus(found: Object) -> int:
+    """Return the GPUs that a pod asks for."""
+    asked = [c.get("resources", {}) for c in found["spec"].get("containers", [])]
+    return sum(int((r.get("limits") or r.get("requests") or {}).get(GPU, 0)) for r in asked)
+
+
+def pod(found: Object, budgets: Iterable[Object], rules: Eviction) -> Pod:
+    """Return a pod, with the budgets that cover it."""
+    meta, spec = found["metadata"], found["spec"]
+    key, _, value = rules.label.partition("=")
+    return Pod(
+        namespace=meta["namespace"], name=meta["name"], uid=meta["uid"], host=spec.get("nodeName", ""),
+        priority=spec.get("priority", 0), gpus=gpus(found), batch=meta.get("labels", {}).get(key) == value,
+        ending="deletionTimestamp" in meta, budgets=tuple(sorted(_key(b) for b in budgets if covers(b, found))),
+    )  # fmt: skip
+
+
+def covers(budget: Object, found: Object) -> bool:
+    """Return whether a disruption budget covers a pod; what is not understood does, so that nobody goes by mistake."""
+    if budget["metadata"]["namespace"] != found["metadata"]["namespace"]:
+        return False
+    labels = found["metadata"].get("labels", {})
+    selector = budget["spec"].get("selector") or {}
+    equal = all(labels.get(k) == v for k, v in (selector.get("matchLabels") or {}).items())
+    return equal and all(_matches(e, labels) for e in selector.get("matchExpressions") or [])
+
+
+def _matches(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    found, values = labels.get(expression["key"]), expression.get("values") or []
+    match expression["operator"]:
+        case "In":
+            return found in values
+        case "NotIn":
+            return found not in values
+        case "Exists":
+            return found is not None
+        case "DoesNotExist":
+            return found is None
+    return True
+
+
+def _pool(cluster: Cluster, pool: PoolSettings) -> Pool:
+    found = cluster.find(kind_of(pool), pool.workload, pool.namespace)
+    if found is None:
+        raise ToolError(f"{pool.namespace} has no {pool.kind} {pool.workload}", hint="mend pools in controller.yaml")
+    wanted = ",".join(f"{k}={v}" for k, v in found["spec"]["selector"].get("matchLabels", {}).items())
+    pods = cluster.find_all(POD, pool.namespace, labels=wanted) if wanted else []
+    return Pool(
+        pool.name,
+        replicas=found["spec"].get("replicas", 1),
+        ready=found.get("status", {}).get("readyReplicas", 0),
+        unschedulable=sum(_is_unschedulable(p) for p in pods),
+    )
+
+
+def _is_unschedulable(found: Object) -> bool:
+    conditions = found.get("status", {}).get("conditions", [])
+    return any(c["type"] == "PodScheduled" and c.get("reason") == "Unschedulable" for c in conditions)
+
+
+def _is_there(found: Object) -> bool:
+    return found.get("status", {}).get("phase") not in _ENDED and bool(found["spec"].get("nodeName"))
+
+
+def _budgets(cluster: Cluster, namespaces: Iterable[str]) -> list[Object]:
+    kind = next((k for k in BUDGETS if cluster.serves(k)), BUDGETS[0])
+    return [found for namespace in namespaces for found in cluster.find_all(kind, namespace)]
+
+
+def _key(budget: Object) -> str:
+    return f"{budget['metadata']['namespace']}/{budget['metadata']['name']}"
+
+
+def with_problem(found: Found, problem: str) -> Found:
+    """Return the same with one problem more."""
+    return replace(found, problems=(*found.problems, problem))

@@ -1,0 +1,132 @@
+"""A controller from its start to its end: its port, its certificates, its rounds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import aiohttp
+
+from pipeline.control.act import Did
+from pipeline.control.app import App
+from pipeline.control.controller import Controller, Parts
+from pipeline.control.fetch import Fetch
+from pipeline.control.gateways import Gateways, resolved
+from pipeline.control.lead import Alone, Leader
+from pipeline.control.promql import PromQL
+from pipeline.control.scrape import Scrape
+from pipeline.control.settings import Settings
+from pipeline.peers import listen, tls
+from pipeline.peers.role import Role
+from pipeline.ports.kube import Cluster
+from pipeline.ports.lease import Hold
+
+NAME = "edge-release-controller"
+RELOAD_S = 5.0  # between two looks at the certificate
+_END_S = 2.0
+SERVERS = frozenset({Role.GATEWAY, Role.NODE, Role.LARGE})
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a controller is run; `bound` is where it tells of itself, `lease` the namespace of its lease."""
+
+    settings: Settings
+    folder: Path
+    tls: Path | None = None
+    cluster: Cluster | None = None
+    bound: socket.socket | None = None
+    name: str = "controller"
+    lease: str = "edge-release"
+    dry_run: bool = False
+
+
+def with_port(options: Options, bound: socket.socket) -> Options:
+    """Return options of a controller that tells of itself at a port."""
+    return replace(options, bound=bound)
+
+
+def run(options: Options, say: Callable[[str], None]) -> None:
+    """Control until SIGTERM or SIGINT; raises PipelineError where that cannot begin."""
+    asyncio.run(_run(options, say))
+
+
+def once(options: Options, say: Callable[[str], None]) -> tuple[Controller, list[Did]]:
+    """Do one round, whoever leads, after as many looks as rates need; return what came of it."""
+    return asyncio.run(_once(options, say))
+
+
+async def _run(options: Options, say: Callable[[str], None]) -> None:
+    context = tls.client_context(options.tls, SERVERS) if options.tls else None
+    async with _session() as session:
+        controller = _controller(options, session, context, say)
+        end, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, end.set)
+        tasks = [asyncio.create_task(_renew(options.tls, context, say))]
+        server = listen.server(App(controller), None, _END_S) if options.bound else None
+        if server and options.bound:
+            host, port = options.bound.getsockname()[:2]
+            say(f"controller: http://{host}:{port} (/metrics, /healthz, /readyz)")
+            tasks.append(asyncio.create_task(server.serve(sockets=[options.bound])))
+        try:
+            await controller.run(end)
+        finally:
+            tasks[0].cancel()
+            if server:
+                server.should_exit = True
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _once(options: Options, say: Callable[[str], None]) -> tuple[Controller, list[Did]]:
+    context = tls.client_context(options.tls, SERVERS) if options.tls else None
+    async with _session() as session:
+        controller = _controller(options, session, context, say)
+        parts = controller.parts
+        if isinstance(parts.leader, Leader) and not options.dry_run:
+            await asyncio.to_thread(parts.leader.look)
+        await parts.look()
+        if options.settings.prometheus is None:  # a rate needs two looks
+            await asyncio.sleep(min(options.settings.looking.rate_s / 2, options.settings.looking.round_s) + 0.1)
+        did = await controller.once()
+        await asyncio.to_thread(parts.leader.end)
+        controller.log.close()
+        return controller, did
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=True)
+
+
+def _controller(
+    options: Options, session: aiohttp.ClientSession, context: tls.Context | None, say: Callable[[str], None]
+) -> Controller:
+    settings = options.settings
+    fetch = Fetch(session, settings.looking, context)
+    gateways, prometheus = Gateways(settings.gateways, resolved), settings.prometheus
+    scrape = Scrape(fetch, settings, gateways, time.monotonic)
+    look = PromQL(fetch, settings, gateways, prometheus).look if prometheus else scrape.look
+    leader: Leader | Alone = Alone()
+    if options.cluster is not None and not options.dry_run:
+        lease_s = settings.acting.lease_s
+        leader = Leader(Hold(options.cluster, options.lease, NAME, options.name, lease_s, time.monotonic))
+    return Controller(
+        Parts(settings, look, fetch, gateways, leader, options.folder, say, options.cluster, dry_run=options.dry_run)
+    )
+
+
+async def _renew(folder: Path | None, context: tls.Context | None, say: Callable[[str], None]) -> None:
+    if folder is None or context is None:
+        return
+    reloader = tls.Reloader(folder, [context])
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            await asyncio.sleep(RELOAD_S)
+            if told := reloader.check():
+                say(told)

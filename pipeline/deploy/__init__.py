@@ -1,0 +1,1 @@
+"""Brings a verified release to a Kubernetes cluster, one Pi first."""

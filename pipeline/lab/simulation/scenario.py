@@ -1,0 +1,216 @@
+"""A scenario: a fleet, its network, its traffic, its faults, and who decides. One YAML file.
+
+Rules: every number has its unit here; what is not given is absent, no fault happens by default; a file with an unknown
+key is refused.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from math import exp, log
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field, model_validator
+
+from pipeline.catalog.document import Document, parse_yaml
+from pipeline.control.settings import Settings
+from pipeline.errors import CatalogError
+from pipeline.lab.simulation.figures import Figures, named, published
+from pipeline.peers.policy import Policy
+from pipeline.serving.decision import Hint, Priority
+
+Amount = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+_Z95 = 1.6449
+
+
+class Spread(Document):
+    """A distribution: one value, log-normal by median and 95th percentile, or exponential by its mean."""
+
+    fixed: Positive | None = None
+    median: Positive | None = None
+    p95: Positive | None = None
+    mean: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Spread:
+        forms = self.fixed is not None, self.median is not None and self.p95 is not None, self.mean is not None
+        if sum(forms) != 1 or (self.median is None) != (self.p95 is None):
+            raise ValueError("give fixed, or median and p95, or mean")
+        if self.median is not None and self.p95 is not None and self.p95 < self.median:
+            raise ValueError("p95 is less than the median")
+        return self
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the logarithm, of a log-normal one."""
+        return log(self.p95 / self.median) / _Z95 if self.median and self.p95 else 0.0
+
+    @property
+    def average(self) -> float:
+        """The mean."""
+        if self.median is not None:
+            return self.median * exp(self.sigma**2 / 2)
+        return self.fixed or self.mean or 0.0
+
+
+class Kind(Document):
+    """One kind of request; `prompt` and `answer` in tokens.
+
+    `common` tokens of every prompt (template, system prompt) are kept at every server. `distinct` prompts come again
+    and again, by Zipf's law; 0 where each is new.
+    """
+
+    share: Positive
+    prompt: Spread
+    common: Annotated[int, Field(ge=0)] = 0
+    answer: Spread
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    distinct: Annotated[int, Field(ge=0)] = 0
+    zipf: Amount = 1.0
+    hint: Hint = Hint.AUTO
+    sensitive: bool = False
+    priority: Priority = Priority.INTERACTIVE
+    deadline_ms: Positive | None = None
+    stream: Annotated[bool, Field(description="whether an answer counts from its first token, else as a whole")] = True
+
+
+class Burst(Document):
+    """More traffic for a while, again and again: every `every_s`, at `first_s`, give or take `jitter_s`."""
+
+    every_s: Positive
+    first_s: Amount = 0.0
+    jitter_s: Amount = 0.0
+    lasts_s: Positive
+    factor: Amount
+    sites: Annotated[Share, Field(description="share of the sites that have it, drawn anew each time")] = 1.0
+
+
+class Traffic(Document):
+    """Requests of one site: `rate` a second in the mean, by the hour of a day or of a week (24 or 168 weights)."""
+
+    rate: Positive
+    hourly: list[Amount] = Field(default_factory=lambda: [1.0] * 24)
+    skew: Annotated[Amount, Field(description="standard deviation of the logarithm of a site's size")] = 0.0
+    bursts: list[Burst] = Field(default_factory=list)
+    kinds: Annotated[dict[str, Kind], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _week(self) -> Traffic:
+        if len(self.hourly) not in {24, 168} or not sum(self.hourly):
+            raise ValueError("hourly has 24 or 168 weights, from Monday 00:00 UTC, not all 0")
+        return self
+
+
+class Edge(Document):
+    """Sites, each with a gateway and its nodes."""
+
+    sites: Annotated[int, Field(ge=1)] = 1
+    nodes: Annotated[int, Field(ge=0, description="of each site")] = 4
+    figures: str = "pi5"
+    variant: str = "tiny-edge-arm64"
+    round_trip_ms: Amount = 1.5
+    jitter_ms: Annotated[Amount, Field(description="mean of what is added to a round trip, exponential")] = 0.5
+
+
+class Core(Document):
+    """NVLink pools; sites belong to one each, in turn."""
+
+    pools: Annotated[int, Field(ge=1)] = 1
+    replicas: Annotated[int, Field(ge=0, description="of each pool at the start, ready")] = 1
+    least: Annotated[int, Field(ge=0)] = 0
+    most: Annotated[int, Field(ge=1, le=64)] = 4
+    figures: str = "nvlink-4"
+    variant: str = "large-x86_64"
+    round_trip_ms: Amount = 18.0
+    jitter_ms: Amount = 3.0
+    cold_start_s: Annotated[Amount, Field(description="s from asking for a replica to its first answer")] = 180.0
+
+
+class Faults(Document):
+    """What breaks: each node once in `node_hours` in the mean, each site's way to the core in `partition_hours`."""
+
+    node_hours: Positive | None = None
+    repair_s: Positive = 300.0
+    partition_hours: Positive | None = None
+    partition_s: Positive = 60.0
+    core_down: Annotated[
+        list[tuple[Amount, Amount]], Field(description="(start, end) in s: no site reaches any pool")
+    ] = Field(default_factory=list)
+
+
+class Scenario(Document):
+    """The whole file."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    about: str
+    start: AwareDatetime
+    hours: Positive
+    warmup_s: Annotated[Amount, Field(description="s at the start that are simulated but not reported")] = 0.0
+    edge: Edge = Field(default_factory=Edge)
+    core: Core | None = None
+    traffic: Traffic
+    faults: Faults = Field(default_factory=Faults)
+    policy: Policy = Field(default_factory=Policy)
+    controller: Annotated[
+        Settings | None, Field(description="with one pool, whose policy counts; None: nobody steers")
+    ] = None
+    history_days: Annotated[
+        Amount, Field(description="days before the start that the controller has seen, to foresee by; 0: none")
+    ] = 0.0
+    tick_s: Annotated[Positive, Field(description="s between two looks of a controller")] = 15.0
+    poll_s: Annotated[Positive, Field(description="s between two looks of a gateway at its servers")] = 1.0
+    figures: dict[str, Figures] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_pool(self) -> Scenario:
+        if self.controller is not None and (self.core is None or len(self.controller.pools) != 1):
+            raise ValueError("a controller has one pool, and a core to control")
+        return self
+
+    @property
+    def first_policy(self) -> Policy:
+        """The policy in force at the start."""
+        return self.controller.policy if self.controller else self.policy
+
+    def speeds(self, name: str) -> Figures:
+        """Return figures of this scenario, or published ones."""
+        return named({**published(), **self.figures}, name)
+
+    def steered(self, policy: Policy) -> Scenario:
+        """Return it with another policy, which its controller keeps to as well."""
+        if self.controller is None:
+            return self.changed(policy=policy)
+        settings = Settings.model_validate({**dict(self.controller), "policy": policy})
+        return self.changed(policy=policy, controller=settings)
+
+    def unforeseeing(self) -> Scenario:
+        """Return it with a controller that only reacts."""
+        if self.controller is None:
+            return self
+        forecast = self.controller.forecast.model_copy(update={"enabled": False})
+        return self.changed(controller=self.controller.model_copy(update={"forecast": forecast}), history_days=0.0)
+
+    def changed(self, **values: object) -> Scenario:
+        """Return it with other values, checked."""
+        return Scenario.model_validate({**dict(self), **values})
+
+
+def shipped() -> list[str]:
+    """Return the names of the scenarios that come with the package."""
+    folder = files(__package__) / "scenarios"
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load(name: str) -> Scenario:
+    """Return a scenario by its name or file; raises CatalogError."""
+    if name in shipped():
+        text = (files(__package__) / "scenarios" / f"{name}.yaml").read_text(encoding="utf-8")
+        return parse_yaml(text, Scenario, f"{name}.yaml")
+    try:
+        return parse_yaml(Path(name).read_text(encoding="utf-8"), Scenario, name)
+    except (OSError, UnicodeDecodeError) as e:
+        raise CatalogError(f"no scenario {name!r}", hint=f"name a file, or one of {', '.join(shipped())}") from e

@@ -1,0 +1,1 @@
+"""The large server: the large tier, tensor parallel, behind a node's door."""
