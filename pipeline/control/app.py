@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 
 from pipeline.control.controller import Controller
-from pipeline.control.metrics import CONTENT_TYPE
 from pipeline.peers import asgi
 
 
@@ -22,7 +21,7 @@ class App:
             return
         match scope["path"]:
             case "/metrics":
-                await asgi.answer(send, 200, self.controller.metrics.text(), kind=CONTENT_TYPE)
+                await asgi.answer(send, 200, self.controller.metrics.text(), kind=asgi.FIGURES)
             case "/healthz":
                 await asgi.answer(send, 200, b'{"status": "ok"}')
             case "/readyz":

@@ -12,7 +12,6 @@ from pipeline.control.act import Did, Outcome
 from pipeline.control.memory import Memory, Mode
 from pipeline.control.state import State
 
-CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 5, 10)
 
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -14,6 +16,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 
 JSON = b"application/json"
+TEXT = b"text/plain; charset=utf-8"
+FIGURES = CONTENT_TYPE_LATEST.encode()  # what generate_latest writes
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Headers = (), *, kind: bytes = JSON) -> None:

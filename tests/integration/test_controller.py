@@ -54,7 +54,7 @@ async def policy(at: GatewayProcess) -> dict[str, Any]:
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while not await holds():
             await asyncio.sleep(0.2)
 

@@ -29,6 +29,7 @@ from pipeline.serving.gateway.tokens import counter
 from pipeline.toolchain import host, runtime
 from tests.support import evidence
 from tests.support.llama_server import LlamaServer, await_http, demo_gguf, free_port, golden
+from tests.support.prometheus import exposed
 from tests.support.releases import LINE
 from tests.support.scenes import Scene
 
@@ -105,8 +106,7 @@ class Site:
 
     def metric(self, name: str) -> float:
         with urllib.request.urlopen(f"{self.url}/metrics") as answer:
-            rows = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
-        return float(rows[name])
+            return exposed(answer.read())[name]
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +295,7 @@ def test_a_terminated_gateway_finishes_what_it_began(site: Site) -> None:
         if count == 3:
             site.process.send_signal(signal.SIGTERM)
     assert count > 100
-    assert site.process.wait(30) == 0
+    assert site.process.wait(60) == 0
 
 
 def test_it_starts_from_its_copy_without_a_registry(site: Site) -> None:

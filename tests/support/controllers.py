@@ -20,7 +20,7 @@ from pipeline.control.log import Round, read
 from tests.support.llama_server import free_port
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 QUICK = {
     "looking": {"round_s": 1.0, "rate_s": 1.0, "answer_s": 5.0},
     "routing": {"confirm_s": 0.0, "pause_s": 1.0},

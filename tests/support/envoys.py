@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from tests.support.llama_server import await_http, free_port
+from tests.support.prometheus import exposed
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "manifests" / "envoy" / "envoy.yaml"
@@ -109,8 +110,7 @@ class Picker(Process):
     def metrics(self) -> dict[str, float]:
         """Return every sample by its name and labels."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as answer:
-            rows = (r.rsplit(" ", 1) for r in answer.read().decode().splitlines() if not r.startswith("#"))
-            return {name: float(value) for name, value in rows}
+            return exposed(answer.read())
 
 
 @dataclass

@@ -29,7 +29,7 @@ from tests.support.scenes import Scene
 from tests.support.upstreams import Behaviour, Upstream
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 @dataclass

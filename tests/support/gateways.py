@@ -21,6 +21,7 @@ from pipeline.serving.gateway.gateway import Gateway
 from pipeline.serving.gateway.settings import EndpointEntry, Settings
 from pipeline.serving.gateway.tracing import Off, Tracing
 from pipeline.serving.gateway.watcher import Parts, Watcher
+from tests.support.prometheus import exposed
 from tests.support.scenes import Scene
 from tests.support.upstreams import Behaviour, Upstream
 
@@ -120,9 +121,7 @@ class Running:
 
     async def metrics(self) -> dict[str, float]:
         """Return every sample by its name and labels."""
-        text = (await self.ask(b"", "/metrics", method="GET")).body.decode()
-        rows = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-        return {name: float(value) for name, value in rows}
+        return exposed((await self.ask(b"", "/metrics", method="GET")).body)
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something holds."""
@@ -182,7 +181,7 @@ async def site(
 
 async def until(holds: Callable[[], bool]) -> None:
     """Wait until something holds."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not holds():
             await asyncio.sleep(0.01)
 

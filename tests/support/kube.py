@@ -45,7 +45,7 @@ def needs_nodes(cluster: Cluster, selector: str, count: int) -> list[Object]:
     return found
 
 
-def eventually(look: Callable[[], T], seconds: float = 60) -> T:
+def eventually(look: Callable[[], T], seconds: float = 120) -> T:
     """Return what a look finds once it finds something; controllers take their own time."""
     until = time.monotonic() + seconds
     while not (found := look()) and time.monotonic() < until:

@@ -53,7 +53,7 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def await_http(url: str, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+def await_http(url: str, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
     """Wait until an address answers 200; raises AssertionError where the process ends first."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.peers.status import ServerStatus, State
 from tests.support.llama_server import free_port
+from tests.support.prometheus import exposed
 from tests.support.served import Shop
 
 ROOT = Path(__file__).parents[2]
@@ -71,10 +72,7 @@ class NodeProcess:
         return ServerStatus.model_validate_json(self.ask("GET", "/status")[1])
 
     def metric(self, name: str) -> float | None:
-        for line in self.ask("GET", "/metrics")[1].decode().splitlines():
-            if line.rpartition(" ")[0] == name:
-                return float(line.rpartition(" ")[2])
-        return None
+        return exposed(self.ask("GET", "/metrics")[1]).get(name)
 
     def until(self, holds: Callable[[ServerStatus], bool]) -> ServerStatus:
         """Wait until the node's status is as it must become."""

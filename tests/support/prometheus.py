@@ -38,6 +38,12 @@ def missing() -> str:
     return f"there is no {' and no '.join(gone)}; {ENABLE}" if gone else ""
 
 
+def exposed(text: bytes) -> dict[str, float]:
+    """Return the samples of an exposition by name and labels."""
+    rows = (line.rsplit(" ", 1) for line in text.decode().splitlines() if line and line[0] != "#")
+    return {name: float(value) for name, value in rows}
+
+
 def rules() -> list[dict[str, Any]]:
     """Return every rule of the repository."""
     return [r for path in RULES for group in yaml.safe_load(path.read_text())["groups"] for r in group["rules"]]
@@ -86,7 +92,7 @@ class Prometheus:
         found = [float(series["value"][1]) for series in self.get("query", query=expression)["result"]]
         return [value for value in found if isfinite(value)]
 
-    def eventually(self, expression: str, seconds: float = 15) -> list[float]:
+    def eventually(self, expression: str, seconds: float = 60) -> list[float]:
         """Return the numbers an expression gives once there are any: rules follow what is scraped in their own time."""
         until = time.monotonic() + seconds
         while not (found := self.values(expression)) and time.monotonic() < until:

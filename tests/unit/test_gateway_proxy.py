@@ -283,7 +283,7 @@ def test_a_client_that_leaves_frees_its_server(tmp_path: Path, stream: bool) -> 
         await at.until(lambda: bool(at.servers["pi"].calls))
         leave.set()
         await asking
-        await asyncio.wait_for(at.servers["pi"].left.wait(), 10)
+        await asyncio.wait_for(at.servers["pi"].left.wait(), 60)
         assert at.lines[-1]["outcome"] == "left"
         assert (at.gateway.proxy.in_flight, at.gateway.fleet.flights["pi"]) == (0, 0)
 
@@ -299,7 +299,7 @@ def test_a_slow_server_is_hedged(tmp_path: Path) -> None:
         at.servers["pi"].behave = hangs
         reply = await at.ask(chat())
         assert (reply.headers["x-edge-endpoint"], reply.headers["x-edge-reason"]) == ("gpu", "hedge")
-        await asyncio.wait_for(at.servers["pi"].left.wait(), 10)
+        await asyncio.wait_for(at.servers["pi"].left.wait(), 60)
         assert (await at.metrics())["gateway_hedges_total"] == 1
 
     play(tmp_path, scenario, edge={"pi": says("a")}, nvlink={"gpu": says("b")}, effort={"hedge_after": 4})

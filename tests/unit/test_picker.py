@@ -401,7 +401,7 @@ def test_it_is_served_over_grpc(tmp_path: Path) -> None:
 
     async def health(channel: grpc.aio.Channel, service: str, wanted: int) -> None:
         stub, found = HealthStub(channel), None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while found != wanted:
                 with suppress(grpc.aio.AioRpcError):  # not told yet
                     found = (await stub.Check(HealthCheckRequest(service=service))).status

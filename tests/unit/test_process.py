@@ -35,5 +35,7 @@ print(resident() - before)
 def test_buffers_of_connections_go_back(how: str, kept: bool) -> None:
     """Without it the same buffers stay with the process, which is what it is for."""
     argv = [sys.executable, "-c", WAVES, how]
-    done = subprocess.run(argv, env={}, capture_output=True, text=True, check=True)  # no MALLOC_ settings of the caller's
+    done = subprocess.run(
+        argv, env={}, capture_output=True, text=True, check=True
+    )  # no MALLOC_ settings of the caller's
     assert (float(done.stdout) > 25) is kept, done.stdout

@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from pipeline.control.scheduler import pods, protocol, rules
-from pipeline.control.scheduler.metrics import CONTENT_TYPE, Metrics
+from pipeline.control.scheduler.metrics import Metrics
 from pipeline.control.scheduler.needs import Needs
 from pipeline.control.scheduler.pods import Wanted
 from pipeline.control.scheduler.protocol import MAX_BODY, Asked, MalformedError
 from pipeline.control.scheduler.releases import Releases
 from pipeline.control.scheduler.rules import Refusal, Settings, Why
 from pipeline.control.scheduler.watch import Nodes
-from pipeline.peers.asgi import Receive, Scope, Send, answer
+from pipeline.peers.asgi import FIGURES, TEXT, Receive, Scope, Send, answer
 
 FETCH_S = 3.0  # that an answer waits for a release that was not seen before; kube-scheduler waits for 5
-_TEXT = b"text/plain; charset=utf-8"
 _BEING_READ = Refusal(Why.RELEASE, "the pod's release is being fetched and verified")
 
 
@@ -49,16 +48,16 @@ class Extender:
             await self._verb(path, verb, receive, send)
             self.metrics.took[path.removeprefix("/")].observe(self.clock() - began)
         elif scope["method"] not in {"GET", "HEAD"}:
-            await answer(send, 405, b"kube-scheduler posts to /filter and /prioritize\n", kind=_TEXT)
+            await answer(send, 405, b"kube-scheduler posts to /filter and /prioritize\n", kind=TEXT)
         elif path == "/healthz":
-            await answer(send, 200, b"ok\n", kind=_TEXT)
+            await answer(send, 200, b"ok\n", kind=TEXT)
         elif path == "/readyz":
             doubt = self.nodes.doubt
-            await answer(send, 503 if doubt else 200, f"{doubt or 'ready'}\n".encode(), kind=_TEXT)
+            await answer(send, 503 if doubt else 200, f"{doubt or 'ready'}\n".encode(), kind=TEXT)
         elif path == "/metrics":
-            await answer(send, 200, self.metrics.text(self.nodes, self.releases), kind=CONTENT_TYPE)
+            await answer(send, 200, self.metrics.text(self.nodes, self.releases), kind=FIGURES)
         else:
-            await answer(send, 404, b"there is nothing here\n", kind=_TEXT)
+            await answer(send, 404, b"there is nothing here\n", kind=TEXT)
 
     async def _verb(self, path: str, verb: Callable[[Asked], Awaitable[bytes]], receive: Receive, send: Send) -> None:
         body = await _body(receive)

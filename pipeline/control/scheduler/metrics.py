@@ -13,7 +13,6 @@ from pipeline.control.scheduler.releases import Releases
 from pipeline.control.scheduler.rules import Refusal, Why
 from pipeline.control.scheduler.watch import Nodes
 
-CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 VERBS = ("filter", "prioritize")
 _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
 

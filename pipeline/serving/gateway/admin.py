@@ -21,7 +21,7 @@ from pipeline.serving.gateway import wire
 from pipeline.serving.gateway.app import OPERATORS
 from pipeline.serving.gateway.gateway import Gateway
 from pipeline.serving.gateway.overrides import Overrides
-from pipeline.serving.gateway.overview import server
+from pipeline.serving.gateway.overview import servers
 from pipeline.serving.gateway.problems import Problem
 
 PEER = "edge_release.peer"  # the extension with the certificate of whoever is connected, as `ssl` decodes it
@@ -108,10 +108,9 @@ class Admin:
         return {"endpoint": name, "drained": drained}, did
 
     async def _endpoints(self, _: bytes) -> tuple[Any, str]:
-        gateway, now = self.gateway, self.gateway.parts.clock()
         told = [
-            {"url": m.entry.base, "pool": m.entry.pool, **asdict(server(gateway, m, now))}
-            for m in gateway.fleet.members.values()
+            {"url": member.entry.base, "pool": member.entry.pool, **asdict(server)}
+            for member, server in servers(self.gateway, self.gateway.parts.clock())
         ]
         return {"endpoints": told}, ""
 

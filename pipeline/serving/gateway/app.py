@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
@@ -19,7 +20,6 @@ from pipeline.peers import asgi
 from pipeline.serving.gateway import answers
 from pipeline.serving.gateway.ask import PATHS, ChatBody, CompletionBody, GenerateBody
 from pipeline.serving.gateway.gateway import Gateway
-from pipeline.serving.gateway.metrics import CONTENT_TYPE
 from pipeline.serving.gateway.overview import Overview, overview
 from pipeline.serving.gateway.page import page
 from pipeline.serving.gateway.problems import Problem
@@ -127,7 +127,7 @@ def operate(app: FastAPI, watcher: Watcher) -> None:
         response_class=PlainTextResponse,
     )
     async def metrics() -> Response:
-        return Response(watcher.metrics.exposition(), media_type=CONTENT_TYPE)
+        return Response(watcher.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _told(app: FastAPI, gateway: Gateway) -> None:

@@ -11,12 +11,11 @@ from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 
 from pipeline.peers.slo import FAULTS
 from pipeline.serving.gateway.tallies import Counters, Histograms
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
 

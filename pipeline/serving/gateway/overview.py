@@ -133,6 +133,7 @@ class Overview:
 def overview(gateway: Gateway) -> Overview:
     """Return what is to be told of a gateway now."""
     proxy, now, problems = gateway.proxy, gateway.parts.clock(), gateway.problems()
+    found = servers(gateway, now)
     return Overview(
         schema_version=1,
         ready=not problems,
@@ -143,7 +144,7 @@ def overview(gateway: Gateway) -> Overview:
         in_flight=proxy.in_flight,
         waiting=len(proxy.waiting),
         minutes=MINUTES,
-        pools=tuple(_group(gateway, pool, now) for pool in Pool),
+        pools=tuple(_group(gateway, pool, now, found) for pool in Pool),
         objectives=tuple(_burn(gateway, objective, now) for objective in OBJECTIVES),
         reasons=tuple(Tally(*row) for row in proxy.recent.reasons(now, MINUTES)),
         decisions=tuple(_decided(line, now - at) for at, line in reversed(proxy.recent.last)),
@@ -156,23 +157,28 @@ def _release(gateway: Gateway) -> Release:
     return Release(source.line, source.channel, held.version, expires, held.problem)
 
 
-def _group(gateway: Gateway, pool: Pool, now: float) -> Group:
+def _group(gateway: Gateway, pool: Pool, now: float, found: list[tuple[Member, Server]]) -> Group:
     recent = gateway.proxy.recent
     return Group(
         pool=pool,
         answers=recent.answers(pool, now, MINUTES),
         p50_ms=recent.quantile_ms(pool, 0.50, now, MINUTES),
         p95_ms=recent.quantile_ms(pool, 0.95, now, MINUTES),
-        endpoints=tuple(server(gateway, m, now) for m in gateway.fleet.members.values() if m.entry.pool is pool),
+        endpoints=tuple(server for member, server in found if member.entry.pool is pool),
     )
 
 
-def server(gateway: Gateway, member: Member, now: float) -> Server:
-    """Return what is to be told of one endpoint now."""
+def servers(gateway: Gateway, now: float) -> list[tuple[Member, Server]]:
+    """Return every endpoint with what is to be told of it now."""
+    usable = gateway.usable()
+    return [(m, _server(m, now, usable=m.name in usable)) for m in gateway.fleet.members.values()]
+
+
+def _server(member: Member, now: float, *, usable: bool) -> Server:
     seen, said = member.endpoint(now), member.status
     return Server(
         name=seen.name,
-        usable=gateway.usable(seen),
+        usable=usable,
         drained=member.drained,
         heard=member.heard_of,
         state=seen.state,

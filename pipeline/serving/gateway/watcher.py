@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from pipeline.errors import PipelineError
-from pipeline.peers.status import Served, State
+from pipeline.peers.status import Served
 from pipeline.serving.decision import Counted
 from pipeline.serving.gateway.breaker import Circuit
 from pipeline.serving.gateway.callers import Callers
@@ -26,7 +26,6 @@ from pipeline.serving.gateway.release import Held, Source, refresh, tokenizer
 from pipeline.serving.gateway.settings import Settings
 from pipeline.serving.gateway.tokens import ByteCounter, Counter, counter
 from pipeline.serving.gateway.upstream import Client
-from pipeline.serving.snapshot import Endpoint
 
 _log = logging.getLogger(__name__)
 _FLUSH_S = 0.2  # between two writes of the journal: one for each line would cost more than the line
@@ -101,7 +100,7 @@ class Watcher:
         found = ["draining"] if self.draining else []
         if not self.fleet.offers:
             found.append(self.held.problem or "no release that has not expired")
-        elif not any(map(self.usable, self.fleet.snapshot().endpoints)):
+        elif not self.fleet.snapshot().usable:
             found.append("no endpoint is ready with a variant of the release")
         if self.fleet.offers and not self.counts:
             found.append("the tokenizer is on its way: prompts are bounded by their bytes")
@@ -111,9 +110,9 @@ class Watcher:
         """Count by this from now on."""
         self.counter, self.counts = found, True
 
-    def usable(self, endpoint: Endpoint) -> bool:
-        """Return whether requests may go to an endpoint."""
-        return endpoint.state is State.READY and endpoint.open and self.fleet.snapshot().serves(endpoint) is not None
+    def usable(self) -> set[str]:
+        """Return the endpoints that requests may go to, by name."""
+        return {endpoint.name for endpoint, _ in self.fleet.snapshot().usable}
 
     async def _flush(self) -> None:
         while True:
@@ -187,8 +186,8 @@ class Watcher:
         return [({}, current.manifest.expires.timestamp())] if current else []
 
     def _usable(self) -> list[Row]:
-        found = self.fleet.snapshot().endpoints
-        return [({"endpoint": e.name, "pool": e.pool}, float(self.usable(e))) for e in found]
+        usable, members = self.usable(), self.fleet.members.values()
+        return [({"endpoint": m.name, "pool": m.entry.pool}, float(m.name in usable)) for m in members]
 
     def _trips(self) -> list[Row]:
         members = self.fleet.members.values()

@@ -15,6 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -27,7 +28,7 @@ from pipeline.serving.large import asked
 from pipeline.serving.large.answering import Answer, Answering
 from pipeline.serving.large.asked import RefusedError
 from pipeline.serving.large.batching import BrokenError, Sampling
-from pipeline.serving.large.metrics import CONTENT_TYPE, Metrics
+from pipeline.serving.large.metrics import Metrics
 from pipeline.serving.large.shapes import CHAT, TEXT, Shape, usage
 from pipeline.serving.node.proxy import MAX_BODY
 
@@ -70,7 +71,7 @@ class App:
 
     async def _figures(self, request: Request) -> Response:
         self._check_key(request)
-        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def _models(self, request: Request) -> Response:
         self._check_key(request)

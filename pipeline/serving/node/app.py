@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pipeline.peers.asgi import Receive, Scope, Send, answer
+from pipeline.peers.asgi import FIGURES, TEXT, Receive, Scope, Send, answer
 from pipeline.peers.status import STATUS_PATH, ServerStatus, State
 from pipeline.ports.nvml import Use
 from pipeline.serving.node import metrics
 from pipeline.serving.node.proxy import PATHS, Proxy, refuse
 from pipeline.serving.node.state import NodeState
-
-_TEXT = b"text/plain; charset=utf-8"
 
 
 class Node(Protocol):
@@ -52,13 +50,13 @@ class App:
         elif path == STATUS_PATH:
             await answer(send, 200, self._node.status().model_dump_json().encode())
         elif path == "/healthz":
-            await answer(send, 200, b"ok\n", kind=_TEXT)
+            await answer(send, 200, b"ok\n", kind=TEXT)
         elif path == "/readyz":
             await self._ready(send)
         elif path == "/metrics":
             text = metrics.text(self._node.state, self._node.status(), self._node.engine_queue, self._node.gpus)
             text += (await self._node.engine_figures()).encode()
-            await answer(send, 200, text, kind=metrics.CONTENT_TYPE)
+            await answer(send, 200, text, kind=FIGURES)
         else:
             await refuse(send, 404, f"there is no {path[:80]} here")
 
@@ -72,9 +70,9 @@ class App:
     async def _ready(self, send: Send) -> None:
         status = self._node.status()
         if status.state is State.READY:
-            await answer(send, 200, b"ready\n", kind=_TEXT)
+            await answer(send, 200, b"ready\n", kind=TEXT)
         else:
-            await answer(send, 503, f"{status.state}: {status.reason or 'wait'}\n".encode(), kind=_TEXT)
+            await answer(send, 503, f"{status.state}: {status.reason or 'wait'}\n".encode(), kind=TEXT)
 
 
 PROBES = frozenset({"/healthz", "/readyz"})

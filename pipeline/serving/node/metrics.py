@@ -16,8 +16,6 @@ from pipeline.ports.machine import FLAGS
 from pipeline.ports.nvml import Use
 from pipeline.serving.node.state import NodeState
 
-CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
-
 
 def text(
     state: NodeState, status: ServerStatus, engine_queue: tuple[int, int] | None, gpus: Sequence[Use] = ()
