@@ -119,8 +119,8 @@ bench-forecast: $(VENV)/.dev ## compare pre-warming by forecast with reacting al
 bench-simulation: $(VENV)/.dev ## measure the simulation: requests a minute on one core, memory at 10,000 nodes; foresight against none
 	@python -m tests.bench.bench_simulation
 
-schema: $(VENV)/.ready ## write manifests/schema/ anew from the code
-	@python -m pipeline.stages.schema manifests/schema
+schema: $(VENV)/.dev ## write manifests/schema/ and docs/settings.md anew from the code
+	@python -m pipeline.cli.schema manifests/schema docs/settings.md
 
 kernel-costs: runtimes emulators ## count anew what a weight of each type costs on each target (pipeline/toolchain/instructions.json)
 	@python -m pipeline.stages.kernel_costs pipeline/toolchain/instructions.json

@@ -48,8 +48,16 @@ def check(data: object, model: type[D], where: str) -> D:
         problems = [_explain(err, model) for err in e.errors()]
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CatalogError(
-            f"{where}: {'; '.join(problems[:3])}{more}", hint=f"mend {where}; docs/catalog.md lists every key"
+            f"{where}: {'; '.join(problems[:3])}{more}",
+            hint=f"mend {where}; docs/catalog.md and docs/settings.md list every key",
         ) from e
+
+
+def models(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models that a field of this type holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for arg in get_args(annotation) for m in models(arg)]
 
 
 def _json(data: object) -> bytes:
@@ -77,19 +85,13 @@ def _short(value: Any) -> str:
 def _allowed_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     for part in path:
         if isinstance(part, str) and part in model.model_fields:
-            found = _models(model.model_fields[part].annotation)
+            found = models(model.model_fields[part].annotation)
         else:
             continue  # an index, a mapping's key, or a union's tag
         if len(found) != 1:
             return sorted({name for m in found for name in m.model_fields})
         model = found[0]
     return sorted(model.model_fields)
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for arg in get_args(annotation) for m in _models(arg)]
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -20,11 +20,11 @@ _WEEK_S = timedelta(weeks=1).total_seconds()
 class Window(Document):
     """A maintenance, a holiday, a sale: `factor` times the usual traffic, none at 0."""
 
-    name: str
-    start: AwareDatetime
-    end: AwareDatetime
+    name: Annotated[str, Field(description="as reasons call it")]
+    start: Annotated[AwareDatetime, Field(description="with its offset from UTC")]
+    end: Annotated[AwareDatetime, Field(description="after the start")]
     factor: Annotated[float, Field(ge=0, le=100, description="times the usual traffic; a maintenance has 0")] = 0.0
-    weekly: bool = False
+    weekly: Annotated[bool, Field(description="whether it comes again each week")] = False
 
     @model_validator(mode="after")
     def _forward(self) -> Window:

@@ -31,7 +31,9 @@ _NEAR = 1  # buckets to each side, whose spread counts too: people are not on ti
 class Forecast(Document):
     """How the future is told."""
 
-    enabled: bool = True
+    enabled: Annotated[
+        bool, Field(description="whether replicas are warmed by it; else the controller only reacts")
+    ] = True
     step_s: Annotated[float, Field(ge=60, le=3600, description="s of a bucket: shorter ones are noise")] = 300.0
     days: Annotated[int, Field(ge=2, le=60, description="days of history that are kept: three weeks show a week")] = 21
     spread: Annotated[

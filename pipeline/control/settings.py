@@ -24,11 +24,13 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 class PoolSettings(Document):
     """One workload of large servers; the variants it serves are what its demand is counted by."""
 
-    name: Name
-    variants: list[str] = Field(default_factory=lambda: ["large-x86_64"])
-    namespace: Name = "edge-release"
-    kind: Literal["Deployment", "StatefulSet"] = "StatefulSet"
-    workload: Name = "large"
+    name: Annotated[Name, Field(description="as metrics and the decision log call it")]
+    variants: Annotated[list[str], Field(description="what it serves; their requests are its demand")] = Field(
+        default_factory=lambda: ["large-x86_64"]
+    )
+    namespace: Annotated[Name, Field(description="of the workload")] = "edge-release"
+    kind: Annotated[Literal["Deployment", "StatefulSet"], Field(description="of the workload")] = "StatefulSet"
+    workload: Annotated[Name, Field(description="name of what is scaled")] = "large"
     least: Annotated[int, Field(ge=0, description="replicas; 0 lets a cold model go")] = 0
     most: Annotated[int, Field(ge=1, le=1000, description="replicas; what the site has GPUs for")] = 4
     slots: Annotated[int, Field(ge=1, description="requests a replica decodes at once without slowing down")] = 8
@@ -55,7 +57,7 @@ class Scaling(Document):
     calm: Annotated[Share, Field(description="share of slots in use that fewer replicas must not exceed")] = 0.55
     queue_wait_ms: Annotated[float, Field(gt=0, description="ms; who waits longer needs one replica more")] = 500.0
     burn: Annotated[float, Field(gt=0, description="burn rate of global_p95 that asks for one replica more")] = 6.0
-    drain_s: Annotated[Seconds, Field(gt=0, description="s within which waiting requests are to be worked off")] = 30.0
+    drain_s: Annotated[float, Field(gt=0, description="s within which waiting requests are to be worked off")] = 30.0
     up_s: Annotated[Seconds, Field(description="s between two steps up: what was asked for shows by then")] = 30.0
     down_s: Annotated[
         Seconds, Field(description="s that fewer must have been enough; longer than bursts are apart")
@@ -96,7 +98,7 @@ class Routing(Document):
 class Eviction(Document):
     """Batch pods that yield to a burst."""
 
-    enabled: bool = True
+    enabled: Annotated[bool, Field(description="whether pods are evicted at all")] = True
     namespaces: Annotated[list[Name], Field(description="where batch pods run that may be evicted")] = Field(
         default_factory=lambda: ["edge-release"]
     )
@@ -109,9 +111,11 @@ class Eviction(Document):
 class GatewayEntry(Document):
     """One gateway: the address of its admin port, and the site whose nodes stand behind it."""
 
-    name: str
+    name: Annotated[str, Field(description="as metrics and the decision log call it")]
     url: Annotated[str, Field(pattern=r"^https?://[^/@\s]+$", description="such as https://gateway.local:8089")]
-    site: str = ""
+    site: Annotated[
+        str, Field(description="the site of its nodes, as their label `site` says; empty: they have none")
+    ] = ""
     every: Annotated[bool, Field(description="whether each of its host's addresses is a gateway")] = False
     tls_name: Annotated[str | None, Field(description="the name in its certificate, if not the host of `url`")] = None
 
@@ -142,7 +146,7 @@ class Acting(Document):
 
 
 class Settings(Document):
-    """The whole file."""
+    """`controller.yaml`."""
 
     schema_version: Literal[1] = 1
     gateways: list[GatewayEntry] = Field(default_factory=list)
@@ -152,7 +156,10 @@ class Settings(Document):
     forecast: Forecast = Field(default_factory=Forecast)
     pools: list[PoolSettings] = Field(default_factory=lambda: [PoolSettings(name="nvlink")])
     policy: Policy = Field(default_factory=lambda: Policy(version=1))
-    modes: dict[Mode, dict[str, bool | int | float]] = Field(
+    modes: Annotated[
+        dict[Mode, dict[str, bool | int | float]],
+        Field(description="keys of `policy` that a mode changes: `offload` and `edge_first`"),
+    ] = Field(
         default_factory=lambda: {
             Mode.OFFLOAD: {"queue_wait_ms": 50.0, "cpu": 0.65, "long_generation_tokens": 128},
             Mode.EDGE_FIRST: {"queue_wait_ms": 400.0, "cpu": 0.95},

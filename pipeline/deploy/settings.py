@@ -16,8 +16,8 @@ from pipeline.catalog.names import Target, Tier, Variant
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 Image = Annotated[str, Field(pattern=r"^[a-z0-9][a-zA-Z0-9./_:-]*@sha256:[0-9a-f]{64}$")]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
-Seconds = Annotated[float, Field(ge=0, le=86400)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Replicas = Annotated[int, Field(ge=1, le=5000)]
 Keys = dict[str, object]
 Component = Literal["admission", "certificates", "hpa", "keda", "scheduler"]
@@ -27,8 +27,8 @@ class Edge(Document):
     """The Pis: one server on each."""
 
     replicas: Annotated[Replicas, Field(description="Pis that serve")] = 3
-    tier: Tier = Tier.TINY_EDGE
-    target: Target = Target.ARM64
+    tier: Annotated[Tier, Field(description="what they serve")] = Tier.TINY_EDGE
+    target: Annotated[Target, Field(description="what boards they are")] = Target.ARM64
     slots: Annotated[int, Field(ge=1, le=64, description="requests a Pi decodes at once")] = 2
     context: Annotated[int, Field(ge=256, description="tokens of each slot")] = 2048
     cpu: Annotated[str, Field(pattern=r"^[0-9]+m?$", description="processors that a Pi must have free")] = "2"
@@ -51,9 +51,11 @@ class Large(Document):
         Field(description="servers; none: one at first, then what the controller or an autoscaler says"),
     ] = None
     most: Annotated[Replicas, Field(description="servers that gateways know of, running or not")] = 4
-    target: Target = Target.X86_64
-    storage: Name | None = None
-    disk: Annotated[str, Field(pattern=r"^[0-9]+[GM]i$")] = "200Gi"
+    target: Annotated[Target, Field(description="processors of the GPU hosts")] = Target.X86_64
+    storage: Annotated[
+        Name | None, Field(description="StorageClass of the disk that outlives a pod; none: it does not")
+    ] = None
+    disk: Annotated[str, Field(pattern=r"^[0-9]+[GM]i$", description="of that disk: two releases")] = "200Gi"
 
     @property
     def variant(self) -> Variant:
@@ -69,9 +71,9 @@ class Large(Document):
 class Gate(Document):
     """A promise that a step must keep: the largest value of a PromQL query is at most `most`."""
 
-    name: Name
-    query: Annotated[str, Field(min_length=1)]
-    most: float
+    name: Annotated[Name, Field(description="as reasons call it")]
+    query: Annotated[str, Field(min_length=1, description="PromQL; several series may come")]
+    most: Annotated[float, Field(description="that the largest of them may be")]
 
 
 # Burn rate 6 over five minutes would call someone (docs/telemetry.md).
@@ -86,16 +88,19 @@ GATES = [
 class Canary(Document):
     """How a release takes over: one Pi, then a share of them, then all, then the NVLink pool."""
 
-    share: Annotated[Share, Field(gt=0, description="of the Pis in the second step")] = 0.25
+    share: Annotated[Share, Field(description="of the Pis in the second step")] = 0.25
     soak_s: Annotated[
-        Seconds, Field(description="s that a step must keep its promises; the rules' shortest window")
+        float, Field(ge=0, le=86400, description="s that a step must keep its promises; the rules' shortest window")
     ] = 300.0
-    patience_s: Annotated[Seconds, Field(gt=0, description="s until a step's servers must answer")] = 900.0
-    look_s: Annotated[Seconds, Field(gt=0, description="s between two looks at the cluster")] = 2.0
-    judge_s: Annotated[Seconds, Field(gt=0, description="s between two rounds of golden prompts and figures")] = 30.0
+    patience_s: Annotated[Seconds, Field(description="s until a step's servers must answer")] = 900.0
+    look_s: Annotated[Seconds, Field(description="s between two looks at the cluster")] = 2.0
+    judge_s: Annotated[Seconds, Field(description="s between two rounds of golden prompts and figures")] = 30.0
     prompts: Annotated[int, Field(ge=1, le=50, description="golden prompts of each family asked in a round")] = 1
-    right: Annotated[Share, Field(gt=0, description="of the answers must be those the evidence has")] = 0.95
-    gates: list[Gate] = Field(default_factory=lambda: GATES)
+    right: Annotated[Share, Field(description="of the answers must be those the evidence has")] = 0.95
+    gates: Annotated[
+        list[Gate],
+        Field(description="promises of each step; by default no objective burns faster than 6, and no node refuses"),
+    ] = Field(default_factory=lambda: GATES)
 
 
 class Door(Document):
@@ -107,18 +112,22 @@ class Door(Document):
 
 
 class Settings(Document):
-    """The whole file."""
+    """`deploy.yaml`."""
 
     schema_version: Literal[1] = 1
-    namespace: Name = "edge-release"
+    namespace: Annotated[Name, Field(description="of everything that is rendered")] = "edge-release"
     registry: Annotated[str, Field(min_length=1, description="as pods reach it: s3://bucket/prefix")]
     images: Annotated[dict[str, Image], Field(min_length=1, description="by the name that the base gives them")]
-    components: list[Component] = Field(default_factory=lambda: ["admission", "certificates"])  # type: ignore[arg-type]
+    components: Annotated[list[Component], Field(description="of manifests/k8s/components; hpa or keda, not both")] = (
+        Field(
+            default_factory=lambda: ["admission", "certificates"]  # type: ignore[arg-type]
+        )
+    )
     edge: Edge = Field(default_factory=Edge)
-    large: Large | None = Field(default_factory=Large)
+    large: Annotated[Large | None, Field(description="the NVLink pool; null: none")] = Field(default_factory=Large)
     gateway: Keys = Field(default_factory=dict, description="more keys of gateway.yaml: policy, limits, effort")
     controller: Keys = Field(default_factory=dict, description="keys of controller.yaml")
-    door: Door | None = None
+    door: Annotated[Door | None, Field(description="without it golden prompts and figures are not asked")] = None
     canary: Canary = Field(default_factory=Canary)
 
     @model_validator(mode="after")

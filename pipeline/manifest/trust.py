@@ -21,10 +21,14 @@ class SigstoreTrust(Document):
     trusted_root: Annotated[
         str, Field(description="file with a Sigstore trusted root; 'production' for the public instance")
     ]
-    identity: str
-    issuer: str = "https://token.actions.githubusercontent.com"
-    repository_id: Annotated[str | None, Field(pattern=r"^\d+$")] = None
-    runner_environment: str | None = "github-hosted"
+    identity: Annotated[str, Field(description="regular expression that the certificate's only URI matches whole")]
+    issuer: Annotated[str, Field(description="who vouched for the signer")] = (
+        "https://token.actions.githubusercontent.com"
+    )
+    repository_id: Annotated[
+        str | None, Field(pattern=r"^\d+$", description="GitHub's number of the repository; none: not asked")
+    ] = None
+    runner_environment: Annotated[str | None, Field(description="of the job that signed; null: any")] = "github-hosted"
 
     @model_validator(mode="after")
     def _compiles(self) -> SigstoreTrust:
@@ -39,8 +43,10 @@ class Trust(Document):
     """`trust.yaml`: exactly one of `public_keys` (PEM, EC P-256) and `sigstore`."""
 
     line: Annotated[str, Field(description="release line these signers may speak for")]
-    public_keys: Annotated[list[str], Field(default_factory=list, max_length=16)]
-    sigstore: SigstoreTrust | None = None
+    public_keys: Annotated[
+        list[str], Field(default_factory=list, max_length=16, description="PEM, EC P-256; not beside `sigstore`")
+    ]
+    sigstore: Annotated[SigstoreTrust | None, Field(description="keyless signers; not beside `public_keys`")] = None
     evidence: Annotated[
         dict[RunnerClass, list[str]],
         Field(

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from pipeline.catalog.names import VARIANTS, Target, host_target
+from pipeline.cli.schema import schemas
 from pipeline.ports import files, qemu
-from pipeline.stages.schema import schemas
 from tests.support import built, projects
 
 REPOSITORY = projects.REPOSITORY

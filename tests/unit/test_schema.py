@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jsonschema
@@ -9,7 +10,8 @@ import pytest
 import yaml
 
 from pipeline.catalog.names import VARIANTS
-from pipeline.stages.schema import MODELS, schemas
+from pipeline.cli.reference import reference
+from pipeline.cli.schema import MODELS, schemas
 from tests.support.evidence import evidence, measurement
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +22,15 @@ def test_the_committed_schema_is_current(name: str) -> None:
     """Each committed schema equals what `make schema` writes now."""
     assert (ROOT / "manifests/schema" / name).read_bytes() == schemas()[name]
     assert len(list((ROOT / "manifests/schema").iterdir())) == len(MODELS)
+
+
+def test_the_committed_reference_is_current() -> None:
+    """`docs/settings.md` is what `make schema` writes now, and says of every key what it means."""
+    text = (ROOT / "docs/settings.md").read_text()
+    assert text == reference()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) > 100
+    assert [row for row in rows if len(row) != 4 or not row[3].rstrip(" |")] == []
 
 
 def test_evidence_and_catalog_validate_against_their_schemas() -> None:
@@ -35,3 +46,11 @@ def test_evidence_and_catalog_validate_against_their_schemas() -> None:
     check(yaml.safe_load((ROOT / "params.yaml").read_text()), "params")
     for tier in ("tiny-edge", "mid-tier", "large"):
         check(yaml.safe_load((ROOT / f"models/{tier}.yaml").read_text()), "tier")
+    check(yaml.safe_load((ROOT / "manifests/k8s/deploy.yaml").read_text()), "deploy")
+    for scenario in sorted((ROOT / "pipeline/lab/simulation/scenarios").glob("*.yaml")):
+        check(plain(yaml.safe_load(scenario.read_text())), "scenario")
+
+
+def plain(value: object) -> object:
+    """Return what YAML read without its own type of time, which JSON has as text."""
+    return json.loads(json.dumps(value, default=str))

@@ -28,7 +28,7 @@ _Z95 = 1.6449  # standard normal quantile of 95 %
 class Figures(Document):
     """One kind of machine with one model."""
 
-    machine: str
+    machine: Annotated[str, Field(description="what it is, in words")]
     overhead_ms: Annotated[Amount, Field(description="ms of a request that hold nobody else up: HTTP, tokenizer")] = 0.0
     prompt_ms: Annotated[Amount, Field(description="ms to evaluate any prompt: reading the weights once")] = 0.0
     prompt_token_ms: Annotated[Amount, Field(description="ms for each token of a prompt that is not kept")] = 0.0
@@ -38,10 +38,10 @@ class Figures(Document):
     spread: Annotated[Amount, Field(description="standard deviation of the logarithm of a request's time")] = 0.0
     kept: Annotated[int, Field(ge=0, description="prompts whose evaluation is kept for when they come again")] = 0
     context: Annotated[int, Field(ge=1, description="tokens a slot holds")] = 4096
-    watts_idle: Amount = 0.0
-    watts_busy: Amount = 0.0
+    watts_idle: Annotated[Amount, Field(description="that it draws with nothing to do")] = 0.0
+    watts_busy: Annotated[Amount, Field(description="that it draws at work")] = 0.0
     usd_h: Annotated[Amount, Field(description="USD an hour, without electricity")] = 0.0
-    sources: dict[str, str]
+    sources: Annotated[dict[str, str], Field(description="where each figure given is from, by its key")]
 
     @model_validator(mode="after")
     def _sourced(self) -> Figures:

@@ -29,10 +29,10 @@ _Z95 = 1.6449
 class Spread(Document):
     """A distribution: one value, log-normal by median and 95th percentile, or exponential by its mean."""
 
-    fixed: Positive | None = None
-    median: Positive | None = None
-    p95: Positive | None = None
-    mean: Positive | None = None
+    fixed: Annotated[Positive | None, Field(description="always this")] = None
+    median: Annotated[Positive | None, Field(description="of a log-normal one, with `p95`")] = None
+    p95: Annotated[Positive | None, Field(description="95th percentile of a log-normal one")] = None
+    mean: Annotated[Positive | None, Field(description="of an exponential one")] = None
 
     @model_validator(mode="after")
     def _one(self) -> Spread:
@@ -57,45 +57,45 @@ class Spread(Document):
 
 
 class Kind(Document):
-    """One kind of request; `prompt` and `answer` in tokens.
+    """One kind of request."""
 
-    `common` tokens of every prompt (template, system prompt) are kept at every server. `distinct` prompts come again
-    and again, by Zipf's law; 0 where each is new.
-    """
-
-    share: Positive
-    prompt: Spread
-    common: Annotated[int, Field(ge=0)] = 0
-    answer: Spread
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    distinct: Annotated[int, Field(ge=0)] = 0
-    zipf: Amount = 1.0
-    hint: Hint = Hint.AUTO
-    sensitive: bool = False
-    priority: Priority = Priority.INTERACTIVE
-    deadline_ms: Positive | None = None
+    share: Annotated[Positive, Field(description="of all requests, beside the other kinds' shares")]
+    prompt: Annotated[Spread, Field(description="tokens that are its own")]
+    common: Annotated[
+        int, Field(ge=0, description="tokens of every prompt that every server keeps: template, system prompt")
+    ] = 0
+    answer: Annotated[Spread, Field(description="tokens")]
+    max_tokens: Annotated[int | None, Field(ge=1, description="that the request allows; none: it says nothing")] = None
+    distinct: Annotated[int, Field(ge=0, description="prompts that come again and again; 0: each is new")] = 0
+    zipf: Annotated[Amount, Field(description="exponent of Zipf's law that they come by")] = 1.0
+    hint: Annotated[Hint, Field(description="size of model that is asked for")] = Hint.AUTO
+    sensitive: Annotated[bool, Field(description="whether it must not leave the edge")] = False
+    priority: Annotated[Priority, Field(description="batch takes what interactive leaves")] = Priority.INTERACTIVE
+    deadline_ms: Annotated[Positive | None, Field(description="ms for the whole answer; none: any time")] = None
     stream: Annotated[bool, Field(description="whether an answer counts from its first token, else as a whole")] = True
 
 
 class Burst(Document):
     """More traffic for a while, again and again: every `every_s`, at `first_s`, give or take `jitter_s`."""
 
-    every_s: Positive
-    first_s: Amount = 0.0
-    jitter_s: Amount = 0.0
-    lasts_s: Positive
-    factor: Amount
+    every_s: Annotated[Positive, Field(description="s from one to the next")]
+    first_s: Annotated[Amount, Field(description="s until the first")] = 0.0
+    jitter_s: Annotated[Amount, Field(description="s that each comes earlier or later, at most")] = 0.0
+    lasts_s: Annotated[Positive, Field(description="s that each lasts")]
+    factor: Annotated[Amount, Field(description="times the traffic of that hour")]
     sites: Annotated[Share, Field(description="share of the sites that have it, drawn anew each time")] = 1.0
 
 
 class Traffic(Document):
-    """Requests of one site: `rate` a second in the mean, by the hour of a day or of a week (24 or 168 weights)."""
+    """Requests of one site."""
 
-    rate: Positive
-    hourly: list[Amount] = Field(default_factory=lambda: [1.0] * 24)
+    rate: Annotated[Positive, Field(description="requests a second in the mean")]
+    hourly: Annotated[
+        list[Amount], Field(description="24 weights of a day's hours, or 168 of a week's from Monday 00:00 UTC")
+    ] = Field(default_factory=lambda: [1.0] * 24)
     skew: Annotated[Amount, Field(description="standard deviation of the logarithm of a site's size")] = 0.0
     bursts: list[Burst] = Field(default_factory=list)
-    kinds: Annotated[dict[str, Kind], Field(min_length=1)]
+    kinds: Annotated[dict[str, Kind], Field(min_length=1, description="by name")]
 
     @model_validator(mode="after")
     def _week(self) -> Traffic:
@@ -107,63 +107,71 @@ class Traffic(Document):
 class Edge(Document):
     """Sites, each with a gateway and its nodes."""
 
-    sites: Annotated[int, Field(ge=1)] = 1
+    sites: Annotated[int, Field(ge=1, description="each with a gateway of its own")] = 1
     nodes: Annotated[int, Field(ge=0, description="of each site")] = 4
-    figures: str = "pi5"
-    variant: str = "tiny-edge-arm64"
-    round_trip_ms: Amount = 1.5
+    figures: Annotated[str, Field(description="what machine a node is: of `figures`, or published ones")] = "pi5"
+    variant: Annotated[str, Field(description="what it serves")] = "tiny-edge-arm64"
+    round_trip_ms: Annotated[Amount, Field(description="ms between gateway and node")] = 1.5
     jitter_ms: Annotated[Amount, Field(description="mean of what is added to a round trip, exponential")] = 0.5
 
 
 class Core(Document):
     """NVLink pools; sites belong to one each, in turn."""
 
-    pools: Annotated[int, Field(ge=1)] = 1
+    pools: Annotated[int, Field(ge=1, description="of large servers")] = 1
     replicas: Annotated[int, Field(ge=0, description="of each pool at the start, ready")] = 1
-    least: Annotated[int, Field(ge=0)] = 0
-    most: Annotated[int, Field(ge=1, le=64)] = 4
-    figures: str = "nvlink-4"
-    variant: str = "large-x86_64"
-    round_trip_ms: Amount = 18.0
-    jitter_ms: Amount = 3.0
+    least: Annotated[int, Field(ge=0, description="replicas of each pool")] = 0
+    most: Annotated[int, Field(ge=1, le=64, description="replicas of each pool")] = 4
+    figures: Annotated[str, Field(description="what machine a replica is: of `figures`, or published ones")] = (
+        "nvlink-4"
+    )
+    variant: Annotated[str, Field(description="what it serves")] = "large-x86_64"
+    round_trip_ms: Annotated[Amount, Field(description="ms between gateway and replica")] = 18.0
+    jitter_ms: Annotated[Amount, Field(description="mean of what is added to a round trip, exponential")] = 3.0
     cold_start_s: Annotated[Amount, Field(description="s from asking for a replica to its first answer")] = 180.0
 
 
 class Faults(Document):
-    """What breaks: each node once in `node_hours` in the mean, each site's way to the core in `partition_hours`."""
+    """What breaks."""
 
-    node_hours: Positive | None = None
-    repair_s: Positive = 300.0
-    partition_hours: Positive | None = None
-    partition_s: Positive = 60.0
+    node_hours: Annotated[
+        Positive | None, Field(description="mean hours between two failures of a node; none: it never fails")
+    ] = None
+    repair_s: Annotated[Positive, Field(description="s that a node is gone")] = 300.0
+    partition_hours: Annotated[
+        Positive | None, Field(description="mean hours between two cuts of a site's way to the core; none: no cut")
+    ] = None
+    partition_s: Annotated[Positive, Field(description="s that the way is cut")] = 60.0
     core_down: Annotated[
         list[tuple[Amount, Amount]], Field(description="(start, end) in s: no site reaches any pool")
     ] = Field(default_factory=list)
 
 
 class Scenario(Document):
-    """The whole file."""
+    """A fleet, its network, its traffic, its faults, and who decides."""
 
     schema_version: Literal[1] = 1
-    name: str
-    about: str
-    start: AwareDatetime
-    hours: Positive
+    name: Annotated[str, Field(description="shown in results")]
+    about: Annotated[str, Field(description="a sentence, shown in results")]
+    start: Annotated[AwareDatetime, Field(description="with its offset from UTC: traffic follows the hour")]
+    hours: Annotated[Positive, Field(description="that are simulated")]
     warmup_s: Annotated[Amount, Field(description="s at the start that are simulated but not reported")] = 0.0
     edge: Edge = Field(default_factory=Edge)
-    core: Core | None = None
+    core: Annotated[Core | None, Field(description="the NVLink pools; none: the edge is alone")] = None
     traffic: Traffic
     faults: Faults = Field(default_factory=Faults)
     policy: Policy = Field(default_factory=Policy)
     controller: Annotated[
-        Settings | None, Field(description="with one pool, whose policy counts; None: nobody steers")
+        Settings | None, Field(description="with one pool, whose policy counts; none: nobody steers")
     ] = None
     history_days: Annotated[
         Amount, Field(description="days before the start that the controller has seen, to foresee by; 0: none")
     ] = 0.0
     tick_s: Annotated[Positive, Field(description="s between two looks of a controller")] = 15.0
     poll_s: Annotated[Positive, Field(description="s between two looks of a gateway at its servers")] = 1.0
-    figures: dict[str, Figures] = Field(default_factory=dict)
+    figures: Annotated[dict[str, Figures], Field(description="machines beside the published ones, by name")] = Field(
+        default_factory=dict
+    )
 
     @model_validator(mode="after")
     def _one_pool(self) -> Scenario:

@@ -28,12 +28,14 @@ _BEARER = b"bearer "
 
 
 class KeyEntry(Document):
-    """One key: `sha256` of it, in hex; `requests_per_minute` none means no limit; batch keys only ask batch."""
+    """One key."""
 
     name: Annotated[str, Field(min_length=1, max_length=63, description="who has it, shown in logs")]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    priority: Priority = Priority.INTERACTIVE
-    requests_per_minute: Annotated[float | None, Field(gt=0)] = None
+    sha256: Annotated[
+        str, Field(pattern=r"^[0-9a-f]{64}$", description="of the key, in hex; `edge-release gateway-key` writes it")
+    ]
+    priority: Annotated[Priority, Field(description="`batch`: whatever it asks is batch")] = Priority.INTERACTIVE
+    requests_per_minute: Annotated[float | None, Field(gt=0, description="none: no limit")] = None
     burst: Annotated[int, Field(ge=1, description="requests at once before the rate counts")] = 10
 
 

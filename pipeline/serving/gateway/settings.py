@@ -23,12 +23,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}")
 
 
 class EndpointEntry(Document):
-    """One server; `status` is where its state is asked, where that is not `/status` below `url`."""
+    """One server."""
 
-    name: str
-    url: str
-    pool: Pool
-    status: str | None = None
+    name: Annotated[
+        str, Field(description="shown in headers, logs and metrics; letters, digits, '.', '_', ':' and '-', at most 63")
+    ]
+    url: Annotated[str, Field(description="address that requests are sent below")]
+    pool: Annotated[Pool, Field(description="`edge` or `nvlink`: what it is believed to be, whatever it says")]
+    status: Annotated[str | None, Field(description="where its state is asked; none: at `/status` below `url`")] = None
 
     @field_validator("name")
     @classmethod
@@ -100,7 +102,7 @@ class Effort(Document):
 
 
 class Settings(Document):
-    """The whole file."""
+    """`gateway.yaml`."""
 
     schema_version: Literal[1] = 1
     endpoints: list[EndpointEntry] = Field(default_factory=list)

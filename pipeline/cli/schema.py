@@ -1,6 +1,7 @@
-"""JSON Schemas of the documents this project writes, made from the code that reads them.
+"""JSON Schemas of the documents this project reads and writes, made from the code that reads them.
 
-`python -m pipeline.stages.schema DIR` (or `make schema`) writes them; a test keeps them current.
+`python -m pipeline.cli.schema FOLDER FILE` (or `make schema`) writes them, and every key of the settings to a file;
+tests keep both current.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from pydantic import BaseModel
 
 from pipeline.catalog.params import Params
 from pipeline.catalog.tiers import TierFile
+from pipeline.cli.reference import SETTINGS, reference
 from pipeline.manifest.evidence import Evidence, Measurement
 from pipeline.manifest.pointer import Pointer
 from pipeline.manifest.statement import Manifest
-from pipeline.manifest.trust import Trust
 from pipeline.ports import files
 
 MODELS: dict[str, type[BaseModel]] = {
@@ -26,7 +27,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "params": Params,
     "channel-v1": Pointer,
     "tier": TierFile,
-    "trust": Trust,
+    **{part.name.removesuffix(".yaml"): part.model for part in SETTINGS},
 }
 
 
@@ -46,3 +47,4 @@ def schemas() -> dict[str, bytes]:
 if __name__ == "__main__":
     for file, data in schemas().items():
         files.write(Path(sys.argv[1]) / file, data)
+    files.write(Path(sys.argv[2]), reference().encode())
