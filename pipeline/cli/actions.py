@@ -62,7 +62,7 @@ def add_commands(commands: Commands) -> None:
 def _plan(args: argparse.Namespace) -> None:
     from pipeline.stages import plan
 
-    found = plan.plan(files.load(Path("dvc.yaml"), plan.parse))
+    found = plan.plan(files.load(Path("dvc.yaml"), plan.parse, hint="run this in the project's folder"))
     if args.github:
         _refuse_other_tag(Project.load().params.release.tag)
         _write_outputs(found.outputs())

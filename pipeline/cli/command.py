@@ -28,7 +28,7 @@ def add(commands: Commands, name: str, run: Run, summary: str, *examples: str) -
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sub.set_defaults(run=run)
+    sub.set_defaults(run=run, parser=sub)
     return sub
 
 

@@ -167,8 +167,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def load(path: Path, parse: Callable[[str, str], T]) -> T:
-    """Return a catalog file through its parser, `parse(text, name)`.
+def load(path: Path, parse: Callable[[str, str], T], *, hint: str = "name a file that can be read") -> T:
+    """Return a text file through its parser, `parse(text, name)`; `hint` is what to do where it cannot be read.
 
     Raises:
         CatalogError: the file is missing, unreadable or not as it must be.
@@ -177,7 +177,5 @@ def load(path: Path, parse: Callable[[str, str], T]) -> T:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "not UTF-8"
-        raise CatalogError(
-            f"{path}: {reason}", hint="run this in the project's folder, or mend the path in params.yaml"
-        ) from e
+        raise CatalogError(f"{path}: {reason}", hint=hint) from e
     return parse(text, str(path))

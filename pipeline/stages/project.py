@@ -25,6 +25,7 @@ from pipeline.ports import files
 MODEL = "model.gguf"
 MANIFEST_FILE = "manifest.json"
 PROVENANCE_FILE = "provenance.json"
+HINT = "run this in the project's folder, or mend the path in params.yaml"
 
 
 def _params(text: str, file: str) -> Params:
@@ -59,20 +60,20 @@ class Project:
     @classmethod
     def load(cls, root: Path = Path()) -> Project:
         """Return the project in `root`; raises CatalogError where its params.yaml is not as it must be."""
-        return cls(root, files.load(root / "params.yaml", _params))
+        return cls(root, files.load(root / "params.yaml", _params, hint=HINT))
 
     def tier(self, tier: Tier) -> TierFile:
         """Return `models/<tier>.yaml`; raises CatalogError."""
-        return files.load(self.root / "models" / f"{tier}.yaml", partial(_tier_file, tier=tier))
+        return files.load(self.root / "models" / f"{tier}.yaml", partial(_tier_file, tier=tier), hint=HINT)
 
     def golden(self) -> tuple[GoldenPrompt, ...]:
-        return files.load(self.golden_file, parse_golden)
+        return files.load(self.golden_file, parse_golden, hint=HINT)
 
     def calibration(self) -> tuple[Example, ...]:
-        return files.load(self.root / self.params.data.calibration, parse_examples)
+        return files.load(self.root / self.params.data.calibration, parse_examples, hint=HINT)
 
     def distillation(self) -> tuple[Example, ...]:
-        return files.load(self.root / self.params.data.distillation, parse_examples)
+        return files.load(self.root / self.params.data.distillation, parse_examples, hint=HINT)
 
     @property
     def golden_file(self) -> Path:

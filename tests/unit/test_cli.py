@@ -92,6 +92,16 @@ def test_wrong_usage_ends_with_2(argv: list[str]) -> None:
     assert e.value.code == 2
 
 
+def test_an_unknown_option_is_told_of_by_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """The usage shown is the one in which the option is missing."""
+    with pytest.raises(SystemExit) as e:
+        cli.main(["recipe", "show", "tiny-edge-arm64", "--colour"])
+    assert e.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: edge-release recipe show")
+    assert said.endswith("edge-release recipe show: error: unrecognized arguments: --colour\n")
+
+
 def test_every_refusal_has_its_own_exit_code() -> None:
     """No two kinds of refusal end with the same status, and none with another error's."""
     assert len({r.value for r in Refusal}) == len(Refusal)
