@@ -211,7 +211,7 @@ def _killed_in_an_answer(node: NodeProcess) -> bool:
         broken = False
     except http.client.HTTPException:
         broken = True
-    node.until(lambda s: s.state is State.READY and node.servers != [old] and bool(node.servers))
+    node.until_replaced(old)
     return broken
 
 
@@ -220,7 +220,7 @@ def test_a_server_that_is_frozen_is_replaced(node: NodeProcess) -> None:
     node.start().until_serving(1)
     (old,) = node.servers
     os.kill(old, signal.SIGSTOP)
-    node.until(lambda s: s.state is State.READY and bool(node.servers) and node.servers != [old])
+    node.until_replaced(old)
     assert not nodes.alive(old)
     assert node.complete()
 

@@ -96,6 +96,11 @@ class NodeProcess:
             lambda s: s.state is State.READY and s.served is not None and s.served.release_version == version
         )
 
+    def until_replaced(self, old: int) -> None:
+        """Wait until another server takes requests; what was said before the old one was missed does not count."""
+        self.until(lambda _: self.servers not in ([], [old]))
+        self.until(lambda s: s.state is State.READY)
+
     def complete(self, prompt: str = "<|user|>where is the black tea?<|assistant|>", tokens: int = 8) -> list[int]:
         """Return the tokens a prompt is answered with."""
         body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "return_tokens": True}
