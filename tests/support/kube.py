@@ -30,7 +30,8 @@ def namespace(cluster: Cluster, **labels: str) -> Iterator[str]:
         yield name
     finally:
         for kind in ("ClusterRole", "ClusterRoleBinding"):
-            cluster.delete(Kind("rbac.authorization.k8s.io/v1", kind), f"{name}-controller")
+            for bound in ("controller", "scheduler", "scheduler-volumes"):
+                cluster.delete(Kind("rbac.authorization.k8s.io/v1", kind), f"{name}-{bound}")
         cluster.delete(Kind("scheduling.k8s.io/v1", "PriorityClass"), f"{name}-large")
         cluster.delete(NAMESPACE, name)
 
