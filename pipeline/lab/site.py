@@ -51,7 +51,7 @@ class Site:
     release: Sequence[str]
     say: Callable[[str], None]
     nodes: Sequence[str] = NODES
-    policy: Policy = field(default_factory=lambda: Policy(cpu=1.0))
+    policy: Policy = field(default_factory=lambda: Policy(cpu=1.0, near_ms=100.0))
     pki: Path | None = None
     ports: Mapping[str, int] = field(init=False)
     _programs: dict[str, Program] = field(default_factory=dict)
