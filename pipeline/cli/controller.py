@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -52,7 +53,12 @@ def add_commands(commands: Commands) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     look = parser.add_argument_group("what it looks at")
-    look.add_argument("--config", type=Path, metavar="FILE", help="pools, policy, numbers (docs/controller.md)")
+    look.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="pools, policy, numbers (docs/settings.md); read again when it changes",
+    )
     look.add_argument(
         "--gateway", action="append", default=[], metavar="URL", help="a gateway's admin port; repeatable"
     )
@@ -89,6 +95,7 @@ def _controller(args: argparse.Namespace) -> None:
         name=args.name or f"{socket.gethostname()}-{os.getpid()}",
         lease=args.lease,
         dry_run=args.dry_run,
+        reread=partial(_settings, args) if args.config else None,
     )
     if args.once:
         _told(args, *run.once(options, output.note))

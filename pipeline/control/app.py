@@ -9,9 +9,9 @@ from pipeline.control.controller import Controller
 from pipeline.peers import asgi
 
 
-@dataclass(frozen=True)
+@dataclass
 class App:
-    """The ASGI application."""
+    """The ASGI application; its controller is another one once the settings changed."""
 
     controller: Controller
 

@@ -1,7 +1,8 @@
 """What a Kubernetes cluster says of pools, hosts with GPUs, the pods on them, and their disruption budgets.
 
 Rules: reading it changes nothing; what a role does not allow to read is unknown, and so nobody is evicted for it. A GPU
-is taken by whoever asked for it, whether the pod runs yet or not.
+is taken by whoever asked for it, whether the pod runs yet or not. A host takes a pool's pods as far as its labels and
+taints say so; what is not understood of that says no.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from pipeline.control.scheduler.nodes import parse
 from pipeline.control.settings import Eviction, PoolSettings, Settings
 from pipeline.control.state import Host, Pod, Pool
 from pipeline.errors import ToolError
@@ -19,6 +21,8 @@ from pipeline.ports.kube import NODE, POD, Cluster, Kind, Object
 GPU = "nvidia.com/gpu"
 BUDGETS = (Kind("policy/v1", "PodDisruptionBudget"), Kind("policy/v1beta1", "PodDisruptionBudget"))
 _ENDED = frozenset({"Succeeded", "Failed"})
+_KEEPS_OUT = frozenset({"NoSchedule", "NoExecute"})
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 T = TypeVar("T")
 
@@ -42,7 +46,9 @@ def kind_of(pool: PoolSettings) -> Kind:
 def look(cluster: Cluster, settings: Settings) -> Found:
     """Return what the cluster says now; raises nothing."""
     asked = _Asked()
-    pools = tuple(asked.of(partial(_pool, cluster, pool)) or Pool(pool.name) for pool in settings.pools)
+    workloads = {pool.name: asked.of(partial(_workload, cluster, pool)) for pool in settings.pools}
+    pools = tuple(found.pool if found else Pool(name) for name, found in workloads.items())
+    templates = {name: found.template for name, found in workloads.items() if found}
     rules = settings.eviction
     if not rules.enabled or not any(p.unschedulable for p in pools):
         return Found(pools, problems=tuple(asked.problems))  # who might yield is looked at where somebody is to
@@ -50,10 +56,10 @@ def look(cluster: Cluster, settings: Settings) -> Found:
     budgets = asked.of(partial(_budgets, cluster, rules.namespaces))
     pods = None if everywhere is None else [p for p in everywhere if _is_there(p)]
     if pods is None or budgets is None:
-        return Found(pools, hosts(nodes or [], pods), problems=tuple(asked.problems))
+        return Found(pools, hosts(nodes or [], pods, templates), problems=tuple(asked.problems))
     return Found(
         pools=pools,
-        hosts=hosts(nodes or [], pods),
+        hosts=hosts(nodes or [], pods, templates),
         pods=tuple(pod(p, budgets, rules) for p in pods if p["metadata"]["namespace"] in rules.namespaces),
         budgets={_key(b): b.get("status", {}).get("disruptionsAllowed", 0) for b in budgets},
         problems=tuple(asked.problems),
@@ -74,8 +80,10 @@ class _Asked:
             return None
 
 
-def hosts(nodes: Iterable[Object], pods: Sequence[Object] | None) -> tuple[Host, ...]:
-    """Return the machines with GPUs, and how many of those nobody asked for."""
+def hosts(
+    nodes: Iterable[Object], pods: Sequence[Object] | None, templates: Mapping[str, Object]
+) -> tuple[Host, ...]:  # fmt: skip
+    """Return the machines with GPUs, how many of those nobody asked for, and which pools' pods may be put there."""
     taken: dict[str, int] = {}
     for found in pods or []:
         on = found["spec"].get("nodeName", "")
@@ -84,9 +92,40 @@ def hosts(nodes: Iterable[Object], pods: Sequence[Object] | None) -> tuple[Host,
     for found in nodes:
         count = int(found.get("status", {}).get("allocatable", {}).get(GPU, 0))
         if count and not found["spec"].get("unschedulable"):
-            name = found["metadata"]["name"]
-            told.append(Host(name, count, None if pods is None else count - taken.get(name, 0)))
+            name, islands = found["metadata"]["name"], parse(found).machine.islands
+            free = None if pods is None else count - taken.get(name, 0)
+            able = tuple(pool for pool, spec in templates.items() if takes(found, spec))
+            told.append(Host(name, count, free, islands[0] if islands else None, able))
     return tuple(told)
+
+
+def takes(node: Object, spec: Object) -> bool:
+    """Return whether a pod with this spec may be put on a node, by its state, labels and taints."""
+    labels = node["metadata"].get("labels") or {}
+    conditions = node.get("status", {}).get("conditions") or []
+    if not any(c["type"] == "Ready" and c["status"] == "True" for c in conditions):
+        return False
+    if any(labels.get(k) != v for k, v in (spec.get("nodeSelector") or {}).items()):
+        return False
+    taints = [t for t in node["spec"].get("taints") or [] if t["effect"] in _KEEPS_OUT]
+    if not all(any(_tolerates(x, taint) for x in spec.get("tolerations") or []) for taint in taints):
+        return False
+    wanted = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(_REQUIRED)
+    return wanted is None or any(_is_meant(term, labels) for term in wanted["nodeSelectorTerms"])
+
+
+def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
+    if toleration.get("effect") not in {None, "", taint["effect"]}:
+        return False
+    key = toleration.get("key")
+    if toleration.get("operator", "Equal") == "Exists":
+        return key in {None, "", taint["key"]}
+    return key == taint["key"] and (toleration.get("value") or "") == (taint.get("value") or "")
+
+
+def _is_meant(term: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    told = term.get("matchExpressions") or []
+    return bool(told) and not term.get("matchFields") and all(_matches(e, labels, unknown=False) for e in told)
 
 
 def gpus(found: Object) -> int:
@@ -113,10 +152,10 @@ def covers(budget: Object, found: Object) -> bool:
     labels = found["metadata"].get("labels", {})
     selector = budget["spec"].get("selector") or {}
     equal = all(labels.get(k) == v for k, v in (selector.get("matchLabels") or {}).items())
-    return equal and all(_matches(e, labels) for e in selector.get("matchExpressions") or [])
+    return equal and all(_matches(e, labels, unknown=True) for e in selector.get("matchExpressions") or [])
 
 
-def _matches(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+def _matches(expression: Mapping[str, Any], labels: Mapping[str, str], *, unknown: bool) -> bool:
     found, values = labels.get(expression["key"]), expression.get("values") or []
     match expression["operator"]:
         case "In":
@@ -127,21 +166,28 @@ def _matches(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
             return found is not None
         case "DoesNotExist":
             return found is None
-    return True
+    return unknown
 
 
-def _pool(cluster: Cluster, pool: PoolSettings) -> Pool:
+@dataclass(frozen=True)
+class _Workload:
+    pool: Pool
+    template: Object
+
+
+def _workload(cluster: Cluster, pool: PoolSettings) -> _Workload:
     found = cluster.find(kind_of(pool), pool.workload, pool.namespace)
     if found is None:
         raise ToolError(f"{pool.namespace} has no {pool.kind} {pool.workload}", hint="mend pools in controller.yaml")
     wanted = ",".join(f"{k}={v}" for k, v in found["spec"]["selector"].get("matchLabels", {}).items())
     pods = cluster.find_all(POD, pool.namespace, labels=wanted) if wanted else []
-    return Pool(
+    seen = Pool(
         pool.name,
         replicas=found["spec"].get("replicas", 1),
         ready=found.get("status", {}).get("readyReplicas", 0),
         unschedulable=sum(_is_unschedulable(p) for p in pods),
     )
+    return _Workload(seen, found["spec"]["template"]["spec"])
 
 
 def _is_unschedulable(found: Object) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from pipeline.errors import PipelineError
 from pipeline.ports import files
 from pipeline.ports.kube import Cluster
 
+_log = logging.getLogger(__name__)
 HISTORY, LOG = "history.json", "decisions.jsonl"
 _SILENT = 3  # rounds without which one is not ready
 
@@ -118,6 +120,10 @@ class Controller:
             did = await self._round()
         except PipelineError as e:
             self._say({f"nothing was done: {e.message}"})
+            did = []
+        except Exception as e:  # a fleet whose controller ended for one odd answer is steered no more
+            _log.exception("a round failed")
+            self._say({f"nothing was done: {type(e).__name__}: {e}"})
             did = []
         self.rounds, self._ended_at = self.rounds + 1, time.monotonic()
         return did

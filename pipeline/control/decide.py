@@ -22,6 +22,7 @@ _BURSTS = frozenset({Reason.DEMAND, Reason.QUEUE_WAIT, Reason.SLO_BURN})
 
 def decide(state: State, memory: Memory, settings: Settings, now: float) -> tuple[Actions, Memory]:
     """Return what to do now, and what to remember; nothing where nothing is to be done."""
+    memory = memory.until(now)
     gateways, policies = steer_all(state, memory.gateways, settings, now)
     pools, scaled = _scaled(state, memory, settings, now)
     after = Memory(gateways, pools, memory.evicted_at)
@@ -48,9 +49,10 @@ def _views(state: State, settings: Settings) -> dict[str, View]:
     expected, seen = {e.pool: e for e in state.expected}, {p.name: p for p in state.pools}
     # The fastest burn at any gateway; None where none was heard of.
     burn = max((g.burn["global_p95"] for g in state.gateways if g.burn and "global_p95" in g.burn), default=None)
+    follows = settings.acting.actor == "autoscaler"
     return {
-        pool.name: View(pool, seen.get(pool.name, Pool(pool.name)), found[pool.name], expected.get(pool.name), burn)
-        for pool in settings.pools
+        p.name: View(p, seen.get(p.name, Pool(p.name)), found[p.name], expected.get(p.name), burn, follows)
+        for p in settings.pools
     }
 
 

@@ -1,7 +1,8 @@
 """What each pool is asked for, and the replicas that takes.
 
 Rules: by Little's law requests that hold a slot are their rate times how long they hold it; what was not measured makes
-the whole unknown; requests that wait are to be worked off within `drain_s`.
+the whole unknown, and what is known of it the least it can be; requests that wait are to be worked off within
+`drain_s`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.control.settings import PoolSettings, Scaling
+from pipeline.control.settings import PoolSettings
 from pipeline.control.state import Gateway, Server
 
 
@@ -18,10 +19,12 @@ from pipeline.control.state import Gateway, Server
 class Load:
     """A pool's load: `qps` asked of it, requests `waiting`, the least `queue_wait_ms` of its ready servers.
 
-    `broken` are ready servers whose NVLink is not whole. None where it is unknown.
+    `least_qps` is what those gateways ask that were heard of; `broken` are ready servers whose NVLink is not whole.
+    None where it is unknown.
     """
 
     qps: float | None = None
+    least_qps: float | None = None
     waiting: int | None = None
     queue_wait_ms: float | None = None
     broken: int = 0
@@ -48,31 +51,24 @@ def replicas(pool: PoolSettings, qps: float, waiting: int, share: float, drain_s
     return math.ceil(round(held / (pool.slots * share), 6))
 
 
-def enough(pool: PoolSettings, load: Load, scaling: Scaling, share: float) -> int | None:
-    """Return the replicas for a load; None where it is unknown."""
-    if load.qps is None:
-        return None
-    return replicas(pool, load.qps, load.waiting or 0, share, scaling.drain_s)
-
-
 def _load(pool: PoolSettings, gateways: Sequence[Gateway], servers: Sequence[Server]) -> Load:
     ready = [s for s in servers if s.ready]
     waits = [s.queue_wait_ms for s in ready if s.queue_wait_ms is not None]
     waiting = [s.waiting for s in ready if s.waiting is not None]
+    asked = [_qps(pool, gateway) for gateway in gateways]
+    known = [qps for qps in asked if qps is not None]
     return Load(
-        qps=_qps(pool, gateways),
+        qps=sum(known) if asked and len(known) == len(asked) else None,
+        least_qps=sum(known) if known else None,
         waiting=sum(waiting) if waiting or not ready else None,
         queue_wait_ms=min(waits, default=None),
         broken=sum(s.nvlink is False for s in ready),
     )
 
 
-def _qps(pool: PoolSettings, gateways: Sequence[Gateway]) -> float | None:
-    """Return what all gateways send a pool, and would have; None unless every one of them was heard of."""
-    total = 0.0
-    for gateway in gateways:
-        if gateway.qps is None or (pool.missed and gateway.missed_qps is None):
-            return None
-        total += sum(gateway.qps.get(variant, 0.0) for variant in pool.variants)
-        total += (gateway.missed_qps or 0.0) if pool.missed else 0.0
-    return total if gateways else None
+def _qps(pool: PoolSettings, gateway: Gateway) -> float | None:
+    """Return what a gateway sends a pool, and would have; None where that is unknown."""
+    if gateway.qps is None or (pool.missed and gateway.missed_qps is None):
+        return None
+    sent = sum(gateway.qps.get(variant, 0.0) for variant in pool.variants)
+    return sent + ((gateway.missed_qps or 0.0) if pool.missed else 0.0)

@@ -3,7 +3,8 @@
 Rules, each of which a test states:
 - only pods marked batch, below the priority of the settings, that no disruption budget keeps;
 - only for a pool whose replicas found no place, while an edge burst asks for it;
-- on the host where the fewest must go to make one whole place, and nowhere if that makes none;
+- on the host where the fewest must go to make one whole place, of those that the replica may be put on, and nowhere if
+  that makes none;
 - what is unknown evicts nobody; at most a few a round, and a pause after it.
 """
 
@@ -24,8 +25,8 @@ def evictions(pool: PoolSettings, state: State, rules: Eviction) -> list[Evict]:
     on: dict[str, list[Pod]] = {}
     for pod in state.pods:
         on.setdefault(pod.host, []).append(pod)
-    whole = [host for host in state.hosts if host.nvlink is not False]
-    found = [_makes_room(pool, host, on.get(host.name, []), state.budgets, rules) for host in whole]
+    able = [host for host in state.hosts if pool.name in host.pools]
+    found = [_makes_room(pool, host, on.get(host.name, []), state.budgets, rules) for host in able]
     ways = [way for way in found if way is not None]
     # No pod is to go where there is a place already, or where those that were asked to go make one.
     if not ways or any(not way for way in ways):
@@ -39,7 +40,8 @@ def _makes_room(
     pool: PoolSettings, host: Host, pods: Sequence[Pod], budgets: Mapping[str, int], rules: Eviction
 ) -> list[Pod] | None:
     """Return the fewest pods whose end makes a place on a host; None where that cannot be."""
-    if host.gpus_free is None or host.gpus < pool.gpus:
+    joined = host.gpus if host.linked is None else min(host.gpus, host.linked)
+    if host.gpus_free is None or joined < pool.gpus:
         return None
     short = pool.gpus - host.gpus_free - sum(p.gpus for p in pods if p.ending)
     left, chosen = dict(budgets), []

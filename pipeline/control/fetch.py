@@ -31,7 +31,7 @@ class Said:
     def json(self) -> Any:
         """Return a good answer's document, else None."""
         try:
-            return from_json(self.body) if self.status == 200 else None
+            return from_json(self.body, allow_inf_nan=False) if self.status == 200 else None
         except ValueError:
             return None
 

@@ -42,7 +42,8 @@ class History:
         """Take in what pools are asked for now; return whether a bucket ended."""
         step, ended = self.settings.forecast.step_s, False
         begin = at // step * step
-        if self._end is None:
+        if self._end is None or begin < self._end - DAY_S:  # a clock that was far ahead; what it left is worth nothing
+            self._values.clear()
             self._end = begin
         if begin > self._end:
             self._close(begin)

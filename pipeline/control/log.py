@@ -7,6 +7,7 @@ leaves, and is skipped. Format: docs/adr/0014.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,10 +78,11 @@ class Log:
             raise StageError(f"cannot write {self.path}: {e.strerror}", hint=hint) from e
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Close the file; what the disk did not take is lost."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
 
     def _opened(self) -> BinaryIO:
         if self._file is not None and self._file.tell() >= self.settings.acting.log_bytes:

@@ -7,7 +7,7 @@ pauses begin anew, so that a new leader does less, never more.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from pipeline.control.actions import Reason
@@ -36,6 +36,15 @@ class Steering:
     version: int = 0
     foreign_since: float | None = None
 
+    def until(self, now: float) -> Steering:
+        """Return it with no time after now."""
+        if max(self.since, self.leaning_since, self.foreign_since or now) <= now:
+            return self
+        return replace(
+            self, since=min(self.since, now), leaning_since=min(self.leaning_since, now),
+            foreign_since=_until(self.foreign_since, now),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
@@ -52,6 +61,13 @@ class Sizing:
     low_most: int = 0
     idle_since: float | None = None
 
+    def until(self, now: float) -> Sizing:
+        """Return it with no time after now."""
+        return replace(
+            self, up_at=_until(self.up_at, now), down_at=_until(self.down_at, now),
+            low_since=_until(self.low_since, now), idle_since=_until(self.idle_since, now),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -60,3 +76,15 @@ class Memory:
     gateways: Mapping[str, Steering] = field(default_factory=dict)
     pools: Mapping[str, Sizing] = field(default_factory=dict)
     evicted_at: float | None = None
+
+    def until(self, now: float) -> Memory:
+        """Return it with no time after now: where the clock was set back, pauses begin anew and do not last longer."""
+        return Memory(
+            {name: steering.until(now) for name, steering in self.gateways.items()},
+            {name: sizing.until(now) for name, sizing in self.pools.items()},
+            _until(self.evicted_at, now),
+        )
+
+
+def _until(at: float | None, now: float) -> float | None:
+    return None if at is None else min(at, now)

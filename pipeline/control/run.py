@@ -19,23 +19,29 @@ from pipeline.control.controller import Controller, Parts
 from pipeline.control.fetch import Fetch
 from pipeline.control.gateways import Gateways, resolved
 from pipeline.control.lead import Alone, Leader
+from pipeline.control.metrics import Metrics
 from pipeline.control.promql import PromQL
 from pipeline.control.scrape import Scrape
 from pipeline.control.settings import Settings
+from pipeline.errors import CatalogError
 from pipeline.peers import listen, tls
 from pipeline.peers.role import Role
 from pipeline.ports.kube import Cluster
 from pipeline.ports.lease import Hold
 
 NAME = "edge-release-controller"
-RELOAD_S = 5.0  # between two looks at the certificate
+RELOAD_S = 5.0  # between two looks at the certificate, and at the settings
 _END_S = 2.0
 SERVERS = frozenset({Role.GATEWAY, Role.NODE, Role.LARGE})
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a controller is run; `bound` is where it tells of itself, `lease` the namespace of its lease."""
+    """How a controller is run.
+
+    `reread` returns the settings as they are now, or raises CatalogError; `bound` is where it tells of itself, `lease`
+    the namespace of its lease.
+    """
 
     settings: Settings
     folder: Path
@@ -45,6 +51,7 @@ class Options:
     name: str = "controller"
     lease: str = "edge-release"
     dry_run: bool = False
+    reread: Callable[[], Settings] | None = None
 
 
 def with_port(options: Options, bound: socket.socket) -> Options:
@@ -70,13 +77,17 @@ async def _run(options: Options, say: Callable[[str], None]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end.set)
         tasks = [asyncio.create_task(_renew(options.tls, context, say))]
-        server = listen.server(App(controller), None, _END_S) if options.bound else None
+        app = App(controller)
+        server = listen.server(app, None, _END_S) if options.bound else None
         if server and options.bound:
             host, port = options.bound.getsockname()[:2]
             say(f"controller: http://{host}:{port} (/metrics, /healthz, /readyz)")
             tasks.append(asyncio.create_task(server.serve(sockets=[options.bound])))
         try:
-            await controller.run(end)
+            while (changed := await _until_changed(app.controller, options, end, say)) is not None:
+                say("the settings changed: it goes on by the new ones")
+                options = replace(options, settings=changed)
+                app.controller = _controller(options, session, context, say, app.controller.metrics)
         finally:
             tasks[0].cancel()
             if server:
@@ -84,16 +95,53 @@ async def _run(options: Options, say: Callable[[str], None]) -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def _until_changed(
+    controller: Controller, options: Options, end: asyncio.Event, say: Callable[[str], None]
+) -> Settings | None:
+    """Let a controller go on until the end, or until the settings are others; return those."""
+    stop = asyncio.Event()
+    ending, rereading = asyncio.create_task(end.wait()), asyncio.create_task(_changed(options, say))
+    running = asyncio.create_task(controller.run(stop))
+    try:
+        await asyncio.wait({ending, rereading, running}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.set()
+        await running
+        ending.cancel()
+        changed = rereading.result() if rereading.done() else None
+        rereading.cancel()
+    return None if end.is_set() else changed
+
+
+async def _changed(options: Options, say: Callable[[str], None]) -> Settings:
+    """Return the settings once they are others; a file that cannot be used is told of, once, and changes nothing."""
+    told = ""
+    while True:
+        await asyncio.sleep(RELOAD_S)
+        try:
+            found = await asyncio.to_thread(options.reread) if options.reread else options.settings
+        except CatalogError as e:
+            if e.message != told:
+                say(f"the settings stay as they were: {e.message}")
+            told = e.message
+            continue
+        told = ""
+        if found != options.settings:
+            return found
+
+
 async def _once(options: Options, say: Callable[[str], None]) -> tuple[Controller, list[Did]]:
     context = tls.client_context(options.tls, SERVERS) if options.tls else None
     async with _session() as session:
         controller = _controller(options, session, context, say)
         parts = controller.parts
-        if isinstance(parts.leader, Leader) and not options.dry_run:
+        if isinstance(parts.leader, Leader):
             await asyncio.to_thread(parts.leader.look)
         await parts.look()
         if options.settings.prometheus is None:  # a rate needs two looks
-            await asyncio.sleep(min(options.settings.looking.rate_s / 2, options.settings.looking.round_s) + 0.1)
+            await asyncio.sleep(options.settings.looking.rate_s / 2 + 0.1)
+        if isinstance(parts.leader, Leader):
+            await asyncio.to_thread(parts.leader.look)  # the lease is for less than that pause
         did = await controller.once()
         await asyncio.to_thread(parts.leader.end)
         controller.log.close()
@@ -105,7 +153,11 @@ def _session() -> aiohttp.ClientSession:
 
 
 def _controller(
-    options: Options, session: aiohttp.ClientSession, context: tls.Context | None, say: Callable[[str], None]
+    options: Options,
+    session: aiohttp.ClientSession,
+    context: tls.Context | None,
+    say: Callable[[str], None],
+    metrics: Metrics | None = None,
 ) -> Controller:
     settings = options.settings
     fetch = Fetch(session, settings.looking, context)
@@ -116,9 +168,8 @@ def _controller(
     if options.cluster is not None and not options.dry_run:
         lease_s = settings.acting.lease_s
         leader = Leader(Hold(options.cluster, options.lease, NAME, options.name, lease_s, time.monotonic))
-    return Controller(
-        Parts(settings, look, fetch, gateways, leader, options.folder, say, options.cluster, dry_run=options.dry_run)
-    )
+    parts = Parts(settings, look, fetch, gateways, leader, options.folder, say, options.cluster, options.dry_run)
+    return Controller(parts, metrics or Metrics())
 
 
 async def _renew(folder: Path | None, context: tls.Context | None, say: Callable[[str], None]) -> None:

@@ -1,7 +1,7 @@
 """Figures in Prometheus's text format, and rates of counters between two looks.
 
-Rules: what is not there is unknown, not zero; a counter that fell was started anew; a rate needs two looks, the earlier
-at least half of the wanted time ago.
+Rules: what is not there, or no finite number, is unknown, not zero; a counter that fell was started anew; a rate needs
+two looks, the earlier at least half of the wanted time ago.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 
 Labels = Mapping[str, str]
 Samples = Mapping[str, list[tuple[Labels, float]]]
@@ -22,7 +23,8 @@ def parse(text: str) -> Samples:
     found: dict[str, list[tuple[Labels, float]]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+            if isfinite(sample.value):
+                found.setdefault(sample.name, []).append((sample.labels, sample.value))
     return found
 
 

@@ -53,7 +53,14 @@ class Seen:
     servers: tuple[Server, ...]
 
 
-_MEMBERS = TypeAdapter(list[Member])
+@dataclass(frozen=True)
+class Listed:
+    """What a gateway's admin port says of its servers."""
+
+    endpoints: list[Member]
+
+
+_LISTED = TypeAdapter(Listed)
 
 
 @dataclass
@@ -87,7 +94,8 @@ class Scrape:
             ask(f"{url}/admin/policy"), ask(f"{url}/admin/endpoints"), ask(f"{url}/status"), ask(f"{url}/metrics")
         )
         seen = Gateway(entry.name, entry.site, policy=policy_of(policy.json()))
-        found: list[Member] | None = _checked(_MEMBERS, (members.json() or {}).get("endpoints"))
+        listed: Listed | None = _checked(_LISTED, members.json())
+        found = None if listed is None else listed.endpoints
         rates = self._rates.setdefault(entry.name, Rates(self.settings.looking.rate_s))
         samples = _samples(metrics.text())
         if samples is not None:

@@ -5,7 +5,8 @@ Rules, each of which a test states:
 - down only after fewer were enough for `down_s`, to the most that was needed in that time, `down_step` at a time;
 - none only where nobody asked for `idle_s` and nobody is expected to;
 - what is expected is warmed before it is needed, and nothing that is expected soon is let go;
-- what is unknown takes nothing away; replicas stay within a pool's bounds and all pools within the cost cap.
+- what is unknown takes nothing away, and what is known of the demand may ask for more;
+- replicas stay within a pool's bounds and all pools within the cost cap.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from pipeline.control.actions import PreWarm, Reason, Scale
-from pipeline.control.demand import Load, enough, replicas
+from pipeline.control.demand import Load, replicas
 from pipeline.control.memory import Sizing
 from pipeline.control.settings import PoolSettings, Scaling
 from pipeline.control.state import Expected, Pool
@@ -31,13 +32,23 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One pool as it is sized: its workload, its load, what is expected, and how fast the global objective burns."""
+    """One pool as it is sized: its workload, its load, what is expected, and how fast the global objective burns.
+
+    `follows` says that the workload is not scaled from here, but by an autoscaler that comes after in its own time.
+    """
 
     pool: PoolSettings
     seen: Pool
     load: Load
     expected: Expected | None = None
     burn: float | None = None
+    follows: bool = False
+
+    def enough(self, qps: float | None, share: float, scaling: Scaling) -> int | None:
+        """Return the replicas for so many requests a second, at a share of the slots; None where that is unknown."""
+        if qps is None:
+            return None
+        return replicas(self.pool, qps, self.load.waiting or 0, share, scaling.drain_s)
 
     def ahead(self, scaling: Scaling) -> int | None:
         """Return the replicas for what is expected; None where nothing is known of it."""
@@ -62,9 +73,11 @@ def size(view: View, before: Sizing | None, scaling: Scaling, now: float) -> tup
 
 def _was(view: View, before: Sizing, scaling: Scaling, now: float) -> int:
     """Return the replicas to go out from: those asked for, while they may not show yet, else those there are."""
+    if view.seen.replicas is None or view.follows:
+        return before.wanted
     asked_at = max((at for at in (before.up_at, before.down_at) if at is not None), default=None)
     settling = asked_at is not None and now - asked_at < scaling.settle_s
-    return before.wanted if view.seen.replicas is None or settling else view.seen.replicas
+    return before.wanted if settling else view.seen.replicas
 
 
 def _idle(before: Sizing, load: Load, now: float) -> Sizing:
@@ -80,11 +93,11 @@ def _more(view: View, was: int, scaling: Scaling) -> Wish | None:
 
 def _wishes(view: View, was: int, scaling: Scaling) -> Iterator[Wish]:
     load, seen = view.load, view.seen
-    needed = enough(view.pool, load, scaling, scaling.target)
+    needed = view.enough(load.least_qps, scaling.target, scaling)
     if was < view.pool.least:
         yield Wish(view.pool.least, Reason.BOUNDS, f"at least {view.pool.least}")
     if needed is not None:
-        yield Wish(needed, Reason.DEMAND, f"{load.qps or 0:.1f} requests/s, {load.waiting or 0} waiting")
+        yield Wish(needed, Reason.DEMAND, f"{load.least_qps or 0:.1f} requests/s, {load.waiting or 0} waiting")
     ahead = view.ahead(scaling)
     if ahead is not None and view.expected is not None:
         yield Wish(ahead, Reason.EXPECTED, f"{view.expected.qps:.1f} requests/s expected")
@@ -117,7 +130,7 @@ def _fewer(view: View, was: int, kept: Sizing, scaling: Scaling, now: float) -> 
 
 def _calm(view: View, kept: Sizing, scaling: Scaling, now: float) -> int | None:
     """Return the replicas that are enough with room to spare; None where that is unknown."""
-    needed = enough(view.pool, view.load, scaling, scaling.calm)
+    needed = view.enough(view.load.qps, scaling.calm, scaling)
     if needed is None or view.load.waiting is None:
         return None
     needed = max(needed, view.ahead(scaling) or 0)

@@ -82,12 +82,16 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine with GPUs: how many there are, how many nobody asked for, and whether their links are whole."""
+    """A machine with GPUs: how many there are, how many nobody asked for, and how many NVLink joins at most.
+
+    `pools` are those whose pods may be put there.
+    """
 
     name: str
     gpus: int
     gpus_free: int | None = None
-    nvlink: bool | None = None
+    linked: int | None = None
+    pools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ def _edge(gateway: Gateway, before: Steering, around: Around, settings: Settings
         return Leaning(Mode.OFFLOAD, Reason.EDGE_BUSY, f"{site.busy} of {site.known} nodes are busy")
     if burn is not None and burn > (rules.burn_calm if was else rules.burn) and not full:
         return Leaning(Mode.OFFLOAD, Reason.EDGE_BURN, f"edge_p95 burns at {burn:.1f}")
-    if was and share is None:
+    if was and share is None and (site.nodes or burn is None):
         return None
     near = before.mode is Mode.EDGE_FIRST
     reason = Reason.CORE_NEAR if near else Reason.EDGE_CALM

@@ -85,6 +85,24 @@ def test_a_busy_edge_is_told_to_offload_and_a_calm_one_to_stop(tmp_path: Path, c
     play(tmp_path, scenario)
 
 
+def test_changed_settings_are_taken_over(tmp_path: Path, controller: ControllerProcess) -> None:
+    """A file that cannot be used changes nothing; a new policy in it is the gateways' soon, without a restart."""
+
+    async def scenario(at: GatewayProcess) -> None:
+        turn(at, CALM)
+        await asyncio.to_thread(controller.start, *flags(at), **known(at))
+        assert (await policy(at))["cpu"] == 0.8
+        controller.argv(**known(at), policy={"cpu": "much"})
+        await asyncio.to_thread(controller.until, lambda: "the settings stay as they were" in controller.log)
+        controller.argv(**known(at), policy={"cpu": 0.5})
+        await until(lambda: is_cpu(at, 0.5))
+        status, told = replayed(controller.decisions)
+        assert (status, told["same"]) == (0, told["rounds"])
+        assert await asyncio.to_thread(controller.stop) == 0
+
+    play(tmp_path, scenario)
+
+
 async def is_cpu(at: GatewayProcess, cpu: float) -> bool:
     return bool((await policy(at))["cpu"] == cpu)
 

@@ -70,12 +70,18 @@ def batch(name: str, **known: Any) -> Pod:
     return Pod("jobs", name, f"uid-{name}", **{**usual, **known})
 
 
+def host(**known: Any) -> Host:
+    """Return a machine with four GPUs, all of them taken."""
+    usual: dict[str, Any] = {"name": "nv-1", "gpus": 4, "gpus_free": 0, "linked": 4, "pools": ("large",)}
+    return Host(**{**usual, **known})
+
+
 def crowded(*pods: Pod, **known: Any) -> State:
     """Return a fleet in a burst with a replica that found no place."""
     usual: dict[str, Any] = {
         "gateways": (gateway(qps={VARIANT: 9.0}),),
         "pools": (Pool("large", replicas=2, ready=1, unschedulable=1),),
-        "hosts": (Host("nv-1", gpus=4, gpus_free=0, nvlink=True),),
+        "hosts": (host(),),
         "pods": pods,
     }
     return state(**{**usual, **known})

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pipeline.control.actions import Actions, Evict, PreWarm, Scale, SetPolicy
 from pipeline.control.decide import decide
 from pipeline.control.memory import Memory, Mode
-from pipeline.control.settings import Eviction, PoolSettings, Settings, parse_settings
-from pipeline.control.state import Expected, Gateway, Host, Pod, Pool, Server, State
+from pipeline.control.settings import Acting, Eviction, PoolSettings, Settings, parse_settings
+from pipeline.control.state import Expected, Gateway, Host, Node, Pod, Pool, Server, State
 from pipeline.errors import CatalogError
 from tests.support.controlled import (
     SETTINGS,
@@ -26,6 +26,7 @@ from tests.support.controlled import (
     crowded,
     done,
     gateway,
+    host,
     lasting,
     nodes,
     server,
@@ -96,6 +97,17 @@ def test_a_mode_ends_only_past_its_way_out() -> None:
     assert memory.gateways["gateway-1"].mode is Mode.NORMAL
 
 
+def test_without_known_nodes_the_burn_alone_leads_out() -> None:
+    """A site whose nodes nobody tells of would be offloaded for ever; one whose nodes are silent waits for them."""
+    burning = state(gateways=(gateway(burn={"edge_p95": 4.0}),), nodes=())
+    _, memory = lasting(burning, PAUSE + STEP_S)
+    assert memory.gateways["gateway-1"].mode is Mode.OFFLOAD
+    for seen, mode in (((), Mode.NORMAL), ((Node("pi-1"),), Mode.OFFLOAD)):
+        calm = state(gateways=(gateway(policy=SETTINGS.policy_of(Mode.OFFLOAD, 2)),), nodes=seen)
+        _, after = lasting(calm, 2 * PAUSE, memory, start=PAUSE + 2 * STEP_S)
+        assert after.gateways["gateway-1"].mode is mode
+
+
 def test_a_new_leader_finds_the_mode_in_force() -> None:
     """Nothing is pushed where a policy is that of a mode, and the pause begins anew."""
     version = 7
@@ -154,10 +166,12 @@ def busy(qps: float, replicas: int | None = 1, ready: int | None = None, **known
         pytest.param(busy(100.0), 5, "demand", id="a step of four"),
         pytest.param(busy(100.0, 4), 6, "demand", id="at most what the pool may have"),
         pytest.param(busy(1.0, 0), 1, "demand", id="from none"),
+        pytest.param(busy(0.0, 0, gateways=(gateway(qps={VARIANT: 9.0}), gateway(name="b", qps=None))), 2, "demand",
+                     id="from none, one gateway silent"),
         pytest.param(busy(0.0, 0, gateways=(gateway(qps={}, missed_qps=0.1),)), 1, "demand", id="from none by what was missed"),
         pytest.param(busy(0.0, 0), None, None, id="none for nobody"),
         pytest.param(busy(1.0, 1, gateways=(gateway(qps=None),)), None, None, id="demand unknown"),
-        pytest.param(busy(9.0, gateways=(gateway(qps={VARIANT: 9.0}), Gateway("gateway-2"))), None, None, id="half of it unknown"),
+        pytest.param(busy(9.0, gateways=(gateway(qps={VARIANT: 9.0}), Gateway("gateway-2"))), 2, "demand", id="at least half of it"),
         pytest.param(busy(4.0, servers=(server(queue_wait_ms=501.0),)), 2, "queue_wait", id="waits"),
         pytest.param(busy(4.0, servers=(server(queue_wait_ms=501.0), server(name="b"))), None, None, id="waits at one of two"),
         pytest.param(busy(4.0, 2, 1, servers=(server(queue_wait_ms=501.0),)), None, None, id="waits, more is coming"),
@@ -201,6 +215,7 @@ def test_a_pool_shrinks_slowly_and_to_what_was_needed() -> None:
         pytest.param(busy(0.0, servers=(server(waiting=1),)), 1, id="somebody waits"),
         pytest.param(busy(0.0, servers=(server(waiting=None),)), 1, id="queue unknown"),
         pytest.param(busy(0.0, gateways=(gateway(qps={}, missed_qps=None),)), 1, id="what was missed is unknown"),
+        pytest.param(busy(0.0, gateways=(gateway(qps={}), gateway(name="b", qps=None))), 1, id="one gateway silent"),
     ],
 )
 def test_a_cold_pool_is_let_go(what: State, to: int) -> None:
@@ -208,6 +223,29 @@ def test_a_cold_pool_is_let_go(what: State, to: int) -> None:
     found, _ = lasting(what, SETTINGS.scaling.idle_s + SETTINGS.scaling.down_s + 2 * STEP_S)
     scaled = [(a.replicas, a.reason) for _, actions in found for a in actions if isinstance(a, Scale)]
     assert scaled == ([(0, "cold")] if to == 0 else [])
+
+
+@pytest.mark.parametrize(("window_s", "least"), [pytest.param(600.0, 1, id="HPA"), pytest.param(300.0, 0, id="KEDA")])
+def test_an_autoscaler_that_comes_after_in_its_time_is_led_down(window_s: float, least: int) -> None:
+    """It takes the most that was asked for within its window, and so must be asked for less for as long as that."""
+    rules = SETTINGS.model_copy(update={"acting": Acting(actor="autoscaler")})
+    memory, replicas, asked, most = Memory(), 1, [], 0
+    for step in range(int(4 * 3600 / STEP_S)):
+        now = step * STEP_S
+        _, memory = decide(busy(20.0 if now < 600 else 0.0, replicas), memory, rules, now)
+        asked.append((now, memory.pools["large"].wanted))
+        asked = [(at, wanted) for at, wanted in asked if at > now - window_s]
+        replicas = max(least, *(wanted for _, wanted in asked))
+        most = max(most, replicas)
+    assert (most, replicas) == (4, least)
+
+
+def test_a_clock_that_is_set_back_delays_nothing_for_as_long() -> None:
+    """What is remembered of later counts as now."""
+    rounds, memory = lasting(busy(100.0), 0.0, start=7200.0)
+    assert [a.replicas for _, actions in rounds for a in actions if isinstance(a, Scale)] == [5]
+    rounds, _ = lasting(busy(100.0, 5), SETTINGS.scaling.up_s, memory, start=0.0)
+    assert [a.replicas for _, actions in rounds for a in actions if isinstance(a, Scale)] == [6]
 
 
 def test_the_cost_cap_holds_the_lower_rank_back() -> None:
@@ -240,12 +278,14 @@ BIG, SMALL = batch("big", gpus=4, priority=-1), batch("small")
         pytest.param(crowded(*(replace(p, budgets=("jobs/pdb",)) for p in (SMALL, batch("other"))), budgets={"jobs/pdb": 1}), [],
                      id="a budget for one of two"),
         pytest.param(crowded(replace(BIG, ending=True), SMALL), [], id="one is going already"),
-        pytest.param(crowded(BIG, hosts=(Host("nv-1", 4, None),)), [], id="free GPUs unknown"),
-        pytest.param(crowded(BIG, hosts=(Host("nv-1", 4, 0, nvlink=False),)), [], id="NVLink is down there"),
-        pytest.param(crowded(BIG, hosts=(Host("nv-1", 2, 0),)), [], id="host too small"),
-        pytest.param(crowded(BIG, hosts=(Host("nv-1", 4, 0), Host("nv-2", 8, 4))), [], id="a place elsewhere"),
+        pytest.param(crowded(BIG, hosts=(host(gpus_free=None),)), [], id="free GPUs unknown"),
+        pytest.param(crowded(BIG, hosts=(host(linked=2),)), [], id="NVLink joins too few"),
+        pytest.param(crowded(BIG, hosts=(host(gpus=2),)), [], id="host too small"),
+        pytest.param(crowded(BIG, hosts=(host(), host(name="nv-2", gpus=8, gpus_free=4))), [], id="a place elsewhere"),
         pytest.param(crowded(SMALL, batch("other"), replace(BIG, host="nv-2"),
-                             hosts=(Host("nv-1", 4, 0), Host("nv-2", 4, 0))), ["big"], id="where fewest must go"),
+                             hosts=(host(), host(name="nv-2"))), ["big"], id="where fewest must go"),
+        pytest.param(crowded(BIG, hosts=(host(), host(name="other", gpus_free=4, pools=()))), ["big"], id="a place that it may not take"),
+        pytest.param(crowded(BIG, hosts=(host(pools=()),)), [], id="a host that it may not take"),
         pytest.param(crowded(BIG, pools=(Pool("large", 2, 1, 0),)), [], id="all have a place"),
         pytest.param(crowded(BIG, pools=(Pool("large", 2, 1, None),)), [], id="places unknown"),
         pytest.param(crowded(BIG, gateways=(gateway(qps={VARIANT: 4.0}),)), [], id="no burst"),
@@ -307,7 +347,7 @@ STATES = st.builds(
     State, st.just(0.0), st.tuples(GATEWAYS),
     st.tuples(st.integers(0, 5), st.integers(0, 5)).map(lambda n: nodes(*n)), st.lists(SERVERS, max_size=3).map(tuple),
     st.tuples(st.builds(Pool, st.just("large"), st.just(1), st.none() | st.integers(0, 6), st.none() | st.integers(0, 3))),
-    st.lists(st.builds(Host, st.sampled_from(["nv-1", "nv-2"]), st.just(4), st.none() | st.integers(0, 4)), max_size=2).map(tuple),
+    st.lists(st.builds(Host, st.sampled_from(["nv-1", "nv-2"]), st.just(4), st.none() | st.integers(0, 4), pools=st.just(("large",))), max_size=2).map(tuple),
     st.lists(PODS, max_size=5, unique_by=lambda p: p.uid).map(tuple), st.dictionaries(st.sampled_from(["x", "y"]), st.integers(0, 2)),
     st.lists(st.builds(Expected, st.just("large"), st.floats(0, 80), st.just(0.0)), max_size=1).map(tuple),
 )  # fmt: skip

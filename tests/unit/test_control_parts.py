@@ -6,22 +6,26 @@ import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 
 from pipeline.control import cluster, promql
+from pipeline.control.controller import Controller, Parts
 from pipeline.control.decide import decide
+from pipeline.control.fetch import Fetch, Said
 from pipeline.control.gateways import Gateways
+from pipeline.control.history import History
+from pipeline.control.lead import Alone
 from pipeline.control.log import Log, Round, read, replay
 from pipeline.control.memory import Memory
 from pipeline.control.metrics import Metrics
 from pipeline.control.samples import Rates, parse, value
-from pipeline.control.scrape import Member, core, missed, node, policy_of, qps, server, told, wait_ms
+from pipeline.control.scrape import Member, Seen, core, missed, node, policy_of, qps, server, told, wait_ms
 from pipeline.control.settings import Acting, Eviction, GatewayEntry, Looking, PoolSettings, Settings, parse_settings
 from pipeline.control.state import Host
-from pipeline.errors import CatalogError
+from pipeline.errors import CatalogError, StageError
 from pipeline.peers.policy import Policy
 from pipeline.peers.status import Pool, ServerStatus, State
 from pipeline.ports.nvml import Use
@@ -47,6 +51,14 @@ def test_rates_are_of_two_looks_half_the_time_apart() -> None:
     rates.look(80.0, parse('a_total{v="x"} 6\na_total{v="y"} 4\n'))
     assert rates.by("a_total", "v") == {"x": pytest.approx(0.1), "y": pytest.approx(4 / 60)}
     assert rates.total("b_total") == 0.0
+
+
+def test_what_is_no_finite_number_is_unknown() -> None:
+    """Neither a count that is none nor one without end gets into a decision."""
+    found = parse("a NaN\nb +Inf\nc 1\n")
+    assert [value(found, name) for name in "abc"] == [None, None, 1.0]
+    said = Said(200, b'{"endpoints": [{"name": "x", "round_trip_ms": NaN}]}')
+    assert said.json() is None
 
 
 def test_old_looks_are_forgotten() -> None:
@@ -203,9 +215,52 @@ def test_gpus_that_somebody_asked_for_are_taken() -> None:
     machine = {"metadata": {"name": "nv-1"}, "spec": {}, "status": {"allocatable": {cluster.GPU: "8"}}}
     cordoned = {**machine, "metadata": {"name": "nv-2"}, "spec": {"unschedulable": True}}
     plain = {"metadata": {"name": "pi-1"}, "spec": {}, "status": {"allocatable": {"cpu": "4"}}}
-    found = cluster.hosts([machine, cordoned, plain], [pod("a"), pod("b", namespace="other"), pod("c", "nv-2")])
+    found = cluster.hosts([machine, cordoned, plain], [pod("a"), pod("b", namespace="other"), pod("c", "nv-2")], {})
     assert found == (Host("nv-1", 8, 4),)
-    assert cluster.hosts([machine], None) == (Host("nv-1", 8, None),)
+    assert cluster.hosts([machine], None, {}) == (Host("nv-1", 8, None),)
+
+
+READY = {"conditions": [{"type": "Ready", "status": "True"}]}
+PLACE = {"metadata": {"labels": {"gpu": "nvlink"}}, "spec": {}, "status": READY}
+TAINT = {"key": "gpu", "value": "nvlink", "effect": "NoSchedule"}
+TAINTED = {**PLACE, "spec": {"taints": [TAINT]}}
+
+
+def tolerates(**toleration: str) -> dict[str, Any]:
+    return {"tolerations": [toleration]}
+
+
+def meant(*expressions: dict[str, Any]) -> dict[str, Any]:
+    terms = {"nodeSelectorTerms": [{"matchExpressions": list(expressions)}]}
+    return {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}}
+
+
+@pytest.mark.parametrize(
+    ("place", "spec", "taken"),
+    [
+        pytest.param(PLACE, {}, True, id="no condition"),
+        pytest.param(PLACE, {"nodeSelector": {"gpu": "nvlink"}}, True, id="its label"),
+        pytest.param(PLACE, {"nodeSelector": {"gpu": "other"}}, False, id="another label"),
+        pytest.param({**PLACE, "status": {}}, {}, False, id="not known to be ready"),
+        pytest.param(TAINTED, {}, False, id="taint"),
+        pytest.param(TAINTED, tolerates(key="gpu", value="nvlink"), True, id="tolerated by value"),
+        pytest.param(TAINTED, tolerates(key="gpu", value="other"), False, id="another value"),
+        pytest.param(TAINTED, tolerates(operator="Exists"), True, id="tolerates all"),
+        pytest.param(TAINTED, tolerates(key="gpu", operator="Exists", effect="NoExecute"), False, id="another effect"),
+        pytest.param({**PLACE, "spec": {"taints": [{**TAINT, "effect": "PreferNoSchedule"}]}}, {}, True, id="a preference"),
+        pytest.param(PLACE, meant({"key": "gpu", "operator": "In", "values": ["nvlink"]}), True, id="affinity"),
+        pytest.param(PLACE, meant({"key": "gpu", "operator": "NotIn", "values": ["nvlink"]}), False, id="another affinity"),
+        pytest.param(PLACE, meant({"key": "gpus", "operator": "Gt", "values": ["3"]}), False, id="not understood"),
+        pytest.param(PLACE, meant(), False, id="no term"),
+    ],
+)  # fmt: skip
+def test_a_host_takes_pods_by_its_labels_and_taints(place: dict[str, Any], spec: dict[str, Any], taken: bool) -> None:
+    """As kube-scheduler decides it, and none where that cannot be told."""
+    assert cluster.takes(place, spec) is taken
+    machine = {**place, "metadata": {**place["metadata"], "name": "nv-1"}}
+    machine["status"] = {**place["status"], "allocatable": {cluster.GPU: "4"}}
+    (found,) = cluster.hosts([machine], [], {"large": spec})
+    assert found.pools == (("large",) if taken else ())
 
 
 @pytest.mark.parametrize(
@@ -276,6 +331,36 @@ def test_a_torn_line_is_what_a_crash_leaves(tmp_path: Path) -> None:
             list(read(log))
     with pytest.raises(CatalogError):
         list(read(tmp_path / "missing"))
+
+
+def test_a_full_disk_is_told_of_and_written_to_again() -> None:
+    """What could not be written down ends the round, not the controller."""
+    log = Log(Path("/dev/full"), SETTINGS)
+    for _ in range(2):
+        with pytest.raises(StageError, match="No space left"):
+            log.write(Round(0.0, True, state(), Memory(), ()))
+    log.close()
+
+
+def test_an_odd_answer_ends_a_round_and_nothing_else(tmp_path: Path) -> None:
+    """Whatever goes wrong in looking is told of, and the next round begins anew."""
+
+    async def look() -> Seen:
+        raise AttributeError("odd")
+
+    said: list[str] = []
+    fetch, gateways = Fetch(cast("Any", None), SETTINGS.looking), Gateways([], cast("Any", None))
+    controller = Controller(Parts(SETTINGS, look, fetch, gateways, Alone(), tmp_path, said.append))
+    assert asyncio.run(controller.once()) == []
+    assert (controller.rounds, said) == (1, ["nothing was done: AttributeError: odd"])
+
+
+def test_a_clock_that_was_far_ahead_costs_the_history_only() -> None:
+    """Once it is right again the history begins anew instead of waiting for that time."""
+    history = History(SETTINGS)
+    assert history.add(1e9 + 400 * 86400, {"large": 1.0}) is False
+    assert history.add(1e9, {"large": 1.0}) is False
+    assert history.add(1e9 + SETTINGS.forecast.step_s, {"large": 1.0}) is True
 
 
 def test_logs_are_put_aside_and_only_some_are_kept(tmp_path: Path) -> None:
