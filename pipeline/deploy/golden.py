@@ -6,10 +6,8 @@ from pipeline.catalog.document import MAX_BYTES
 from pipeline.catalog.golden import GoldenPrompt, parse_golden
 from pipeline.errors import Refusal, TrustError
 from pipeline.manifest.encoding import sha256
-from pipeline.manifest.statement import VariantEntry
+from pipeline.manifest.statement import GOLDEN, VariantEntry
 from pipeline.registry.store import Store
-
-FILE = "golden.jsonl"
 
 
 def prompts(store: Store, entry: VariantEntry) -> list[GoldenPrompt]:
@@ -20,11 +18,13 @@ def prompts(store: Store, entry: VariantEntry) -> list[GoldenPrompt]:
         RegistryError: the registry is gone.
         CatalogError: the file has a line that is none.
     """
-    found = next((f for f in entry.files if f.name == FILE), None)
+    found = next((f for f in entry.files if f.name == GOLDEN), None)
     if found is None:
-        raise TrustError(Refusal.MISSING_FILE, f"{entry.name} has no {FILE}", hint="release it with its golden prompts")
+        raise TrustError(
+            Refusal.MISSING_FILE, f"{entry.name} has no {GOLDEN}", hint="release it with its golden prompts"
+        )
     with store.open_blob(found.sha256) as stream:
         data = stream.read(min(found.size, MAX_BYTES) + 1)
     if sha256(data) != found.sha256:
-        raise TrustError(Refusal.TAMPERED, f"{FILE} of {entry.name} is not the file that was signed")
-    return list(parse_golden(data.decode(errors="replace"), FILE))
+        raise TrustError(Refusal.TAMPERED, f"{GOLDEN} of {entry.name} is not the file that was signed")
+    return list(parse_golden(data.decode(errors="replace"), GOLDEN))

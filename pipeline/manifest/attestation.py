@@ -15,7 +15,7 @@ from pydantic import Field
 from pipeline.errors import Refusal, TrustError
 from pipeline.manifest.encoding import Record, decode
 from pipeline.manifest.evidence import Evidence, Measurement
-from pipeline.manifest.statement import STATEMENT_TYPE, Digest, Subject
+from pipeline.manifest.statement import GOLDEN, STATEMENT_TYPE, Digest, Subject
 
 PREDICATE_TYPE: Final = "https://in-toto.io/attestation/test-result/v0.1"
 PASSED, WARNED, FAILED = "PASSED", "WARNED", "FAILED"
@@ -66,7 +66,7 @@ def build(evidence: Evidence, measurement: Measurement | None) -> bytes:
     }
     predicate: dict[str, Any] = {
         "result": next(kind for kind in (FAILED, WARNED, PASSED) if grouped[kind]),
-        "configuration": [Configuration(name="golden.jsonl", digest=Digest(sha256=evidence.golden_sha256))],
+        "configuration": [Configuration(name=GOLDEN, digest=Digest(sha256=evidence.golden_sha256))],
         "passed_tests": grouped[PASSED],
         "warned_tests": grouped[WARNED],
         "failed_tests": grouped[FAILED],

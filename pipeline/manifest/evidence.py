@@ -6,7 +6,7 @@ figures stand apart in `Measurement`, so that repeating a release repeats its di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import floor
 from typing import Annotated, Literal
 
@@ -118,6 +118,12 @@ class Evidence(Record):
     memory: Memory
     instructions: Instructions | None = None
     stand_in: str | None = None
+
+    def strays(self, files: Iterable[File], golden_sha256: str) -> str | None:
+        """Return what else it is of, None where it is of exactly these files and these golden prompts."""
+        if {(f.name, f.sha256) for f in self.files} != {(f.name, f.sha256) for f in files}:
+            return "other files"
+        return None if self.golden_sha256 == golden_sha256 else "other golden prompts"
 
 
 class Missing(Record):

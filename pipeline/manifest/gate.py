@@ -1,10 +1,12 @@
 """The gate: a pure decision over all evidence, the thresholds and the previous release.
 
-Rules: every variant needs evidence; a reason names variant, figure, value and limit; wall-clock figures are compared
-with the previous release only where both were taken on the same kind of machine, instructions only within one format;
-evidence from a board's stand-in, or taken while the board was throttled, opens no channel; an emulator is asked too few
-prompts to judge exact match and p99 KL by; nothing is rounded before comparing. A variant tuned to a family is judged
-by the golden prompts of that family, which its search did not see, and must be better there than that for all prompts.
+Rules: every variant needs evidence, and all of it of what is released: of the files and golden prompts of the host's
+check, which is made anew whenever they change; a reason names variant, figure, value and limit; wall-clock figures are
+compared with the previous release only where both were taken on the same kind of machine, instructions only within one
+format; evidence from a board's stand-in, or taken while the board was throttled, opens no channel; an emulator is asked
+too few prompts to judge exact match and p99 KL by; nothing is rounded before comparing. A variant tuned to a family is
+judged by the golden prompts of that family, which its search did not see, and must be better there than that for all
+prompts.
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ def gate(proof: Proof, params: Params, previous: Verdict | None, previous_versio
     rows = [row(c, params.costs.get(c.evidence.runner)) for c in checks]
     before = {(r.variant, r.runner): r for r in previous.rows} if previous else {}
     reasons = [*proof.objections, *_unproven(checks, proof.variants), *_unpriced(checks, params.costs)]
-    reasons += [*_parted(proof.certificates), *_not_worth_tuning(checks)]
+    reasons += [*_of_others(checks), *_parted(proof.certificates), *_not_worth_tuning(checks)]
     for found in rows:
         reasons += _over_limits(found, params.thresholds.tiers[Variant.parse(found.variant).tier])
         if (last := before.get((found.variant, found.runner))) is not None:
@@ -106,6 +108,17 @@ def _unproven(checks: Sequence[Check], variants: Sequence[Variant]) -> Iterator[
     for check in checks:
         if not check.evidence.deterministic:
             yield f"{check.evidence.variant} on {check.evidence.runner}: two runs gave different tokens"
+
+
+def _of_others(checks: Sequence[Check]) -> Iterator[str]:
+    """Why checks do not count that are not of the files and golden prompts of the host's check of their variant."""
+    current = {c.evidence.variant: c.evidence for c in checks if c.evidence.runner is RunnerClass.HOST}
+    for evidence in (c.evidence for c in checks):
+        where, released = f"{evidence.variant} on {evidence.runner}", current.get(evidence.variant)
+        if released is None:
+            yield f"{where}: there is no check on host to tell the released files by: make it"
+        elif strays := evidence.strays(released.files, released.golden_sha256):
+            yield f"{where}: its evidence is of {strays} than are released: check it there again, or remove it"
 
 
 def _unpriced(checks: Sequence[Check], costs: dict[RunnerClass, Cost]) -> Iterator[str]:

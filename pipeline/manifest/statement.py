@@ -2,8 +2,8 @@
 
 Sources: in-toto Attestation Framework v1 (https://github.com/in-toto/attestation/tree/main/spec/v1).
 
-Rules: subjects and the variants' file lists say the same; names are safe and unique without regard to case; sizes are
-bounded before anything is parsed.
+Rules: subjects and the variants' file lists say the same; evidence is of exactly the files and the golden prompts that
+are released; names are safe and unique without regard to case; sizes are bounded before anything is parsed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ MANIFEST_TYPE: Final = "https://edge-release.dev/manifest/v1"
 MAX_BYTES = 8 << 20
 MAX_FILES = 10_000
 SHARDS = "shards.json"  # how the large tier's files are shared out
+GOLDEN = "golden.jsonl"  # the golden prompts, beside every variant's own files
 
 
 class Digest(Record):
@@ -232,7 +233,7 @@ def parse(payload: bytes) -> Manifest:
     """Return the manifest in a payload whose signature has already been verified.
 
     Raises:
-        TrustError: OVERSIZED, MALFORMED or UNSAFE_NAME.
+        TrustError: OVERSIZED, MALFORMED, UNSAFE_NAME or MIXED.
     """
     if len(payload) > MAX_BYTES:
         raise TrustError(Refusal.OVERSIZED, f"the manifest has {len(payload)} bytes, at most {MAX_BYTES} are read")
@@ -260,6 +261,7 @@ def _consistent(manifest: Manifest) -> None:
         raise TrustError(Refusal.MALFORMED, "a variant's name is not its tier, target and family, or stands twice")
     _creatable({name.casefold() for name in subjects})
     _indexed(manifest)
+    _checked(manifest)
 
 
 def _creatable(names: set[str]) -> None:
@@ -275,6 +277,16 @@ def _indexed(manifest: Manifest) -> None:
         indexed = [index.file for index in entry.chunks]
         if len(set(indexed)) != len(indexed) or not set(indexed) <= {f.name for f in entry.files}:
             raise TrustError(Refusal.MALFORMED, f"{entry.name}: a chunk index is of no file of it, or stands twice")
+
+
+def _checked(manifest: Manifest) -> None:
+    golden_sha256 = manifest.predicate.source.golden_sha256
+    for entry in manifest.predicate.variants:
+        own = [f for f in entry.files if f.name != GOLDEN]
+        for evidence in entry.evidence:
+            strays = evidence.strays(own, golden_sha256) if evidence.variant == entry.name else "other files"
+            if strays:
+                raise TrustError(Refusal.MIXED, f"{entry.name}: its evidence on {evidence.runner} is of {strays}")
 
 
 def _listed(manifest: Manifest) -> int:

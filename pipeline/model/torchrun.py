@@ -18,6 +18,7 @@ def command(module: str, arguments: Sequence[str], *, degree: int, threads: int)
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={degree}"]
     # The module is the installed one, whatever lies in the folder this was started in.
     env = {"PYTHONSAFEPATH": "1", **PINS, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the driver's order, by which GPUs are looked at and metered
     if degree == 1:
         torchrun, env = [], env | _ALONE
     return [sys.executable, *torchrun, "-m", module, *arguments], env

@@ -1,12 +1,15 @@
 """Check the large tier's shards: all ranks together against one process, on GPUs over NVLink or on this host's CPU.
 
 Rules: the reference is the unsplit model in full precision, through the very code the ranks run, as a single shard;
-ranks and one process must give the same tokens. On a machine without GPUs the runner class `nvlink` is stood in for by
-ranks on the CPU over gloo, and the evidence says so.
+ranks and one process must give the same tokens. The runner class `nvlink` is several whole GPUs, each two joined by
+NVLink; other GPUs, and ranks on the CPU over gloo where there are none, stand in for it, and the evidence says so.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 from pipeline.catalog.names import RunnerClass, Variant
@@ -14,6 +17,7 @@ from pipeline.errors import StageError
 from pipeline.manifest.evidence import Missing
 from pipeline.ports import nvml
 from pipeline.ports.energy import Meter
+from pipeline.ports.nvml import Gpu
 from pipeline.stages import shards_run
 from pipeline.stages.checked import PASSES, Checked
 from pipeline.stages.golden import GoldenRun
@@ -48,13 +52,35 @@ def run(project: Project, variant: Variant, runner: RunnerClass, scratch: Path) 
     else:
         shards_run.launch(full, asked.without_answers(), threads=threads, logits=whole, full=True)
     compared = shards_run.compared(found, asked, ranks, whole)
-    stand_in = None
-    if runner is RunnerClass.NVLINK and found.engine["device"] != "cuda":
-        stand_in = f"{found.engine['backend']} on {found.engine['ranks']} CPU ranks"
+    # Where a variable of the environment chooses among the GPUs, it may be any of them.
+    used = gpus if os.environ.get("CUDA_VISIBLE_DEVICES") else gpus[: recipe.degree]
     return Checked(
         prompts, compared, quality(prompts, asked.requests, compared), meter.result if gpus else None,
-        stand_in=stand_in, facts=nvml.facts() if gpus else {},
+        stand_in=stood_in(found.engine, used, nvml.topology()) if runner is RunnerClass.NVLINK else None,
+        facts=nvml.facts() if gpus else {},
     )  # fmt: skip
+
+
+def stood_in(engine: Mapping[str, str], used: Sequence[Gpu], paths: Sequence[Sequence[str]]) -> str | None:
+    """Return what decoded in place of GPUs joined by NVLink, None where those did.
+
+    Args:
+        engine: the run's own words: device, ranks and backend.
+        used: the GPUs the ranks were on.
+        paths: between all GPUs of the machine, as `Session.topology` gives them.
+    """
+    ranks = int(engine["ranks"])
+    if engine["device"] != "cuda":
+        return f"{engine['backend']} on {ranks} CPU ranks"
+    if len(used) < ranks:
+        return f"{ranks} ranks on GPUs of which the driver shows {len(used)}"
+    if any(gpu.mig for gpu in used):
+        return "MIG partition"
+    if ranks == 1:
+        return "1 GPU without NVLink"
+    met = {paths[one.index][other.index] for one, other in combinations(used, 2)}
+    others = sorted(path for path in met if not path.startswith("NV"))
+    return f"PCIe between GPUs ({', '.join(others)})" if others else None
 
 
 def first_difference(one: GoldenRun, other: GoldenRun) -> str | None:

@@ -30,8 +30,6 @@ from pipeline.stages.findings import Findings
 from pipeline.stages.project import MANIFEST_FILE, MODEL, PROVENANCE_FILE, Project
 from pipeline.toolchain import source as toolchain
 
-GOLDEN_FILE = "golden.jsonl"
-
 # Stages whose lock entries decide the released bytes; checks and gate carry wall-clock figures.
 _BYTES = ("teacher", "distill", "convert", "calibrate", "search", "quantize", "runtime", "shard")
 
@@ -57,7 +55,7 @@ def released_files(project: Project) -> dict[str, Path]:
     variants = project.variants()
     folders = {variant.name: project.variant(variant) for variant in variants}
     folders |= {statement.runtime_name(target): project.runtime(target) for target in Target}
-    found = {f"{variant}/{GOLDEN_FILE}": project.golden_file for variant in variants}
+    found = {f"{variant}/{statement.GOLDEN}": project.golden_file for variant in variants}
     for name, folder in folders.items():
         inside = [p for p in sorted(folder.rglob("*")) if p.is_file()]
         if not inside:

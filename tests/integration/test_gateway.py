@@ -30,7 +30,7 @@ from pipeline.toolchain import host, runtime
 from tests.support import evidence
 from tests.support.llama_server import LlamaServer, await_http, demo_gguf, free_port, golden
 from tests.support.prometheus import exposed
-from tests.support.releases import LINE
+from tests.support.releases import LINE, checked_files
 from tests.support.scenes import Scene
 
 TINY, LARGE = "tiny-edge-x86_64", "large-x86_64"
@@ -198,7 +198,7 @@ def test_a_family_goes_to_the_variant_tuned_to_it(site: Site, tmp_path: Path) ->
         def prove(document: dict[str, Any]) -> None:
             for entry in document["predicate"]["variants"]:
                 if kl := {TINY: 0.02, tuned: better}.get(entry["name"]):
-                    entry["evidence"] = [_evidence(entry["name"], kl)]
+                    entry["evidence"] = [{**_evidence(entry["name"], kl), "files": checked_files(entry)}]
 
         return prove
 

@@ -9,25 +9,30 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.catalog.names import RunnerClass, Variant
 from pipeline.errors import StageError, ToolError
 from pipeline.manifest import dsse
 from pipeline.manifest.encoding import canonical
 from pipeline.stages.project import MANIFEST_FILE, Project
 from pipeline.stages.rebuild import rebuild
 from tests.support import projects
-from tests.support.releases import Publisher
+from tests.support.evidence import evidence
+from tests.support.releases import Publisher, checked_files
 
-MADE = "made.json"
+MADE, COMMIT = "made.json", "c" * 40  # what the stage copies, and where it puts the commit
 STAGES = f"""stages:
   manifest:
-    cmd: mkdir -p build/release && cp {MADE} build/release/{MANIFEST_FILE}
+    cmd: >-
+      mkdir -p build/release &&
+      sed "s/{COMMIT}/$(git rev-parse HEAD)/" {MADE} > build/release/{MANIFEST_FILE}
     deps: [{MADE}]
     outs: [build/release]
 """
@@ -44,22 +49,28 @@ class Built:
     def project(self) -> Project:
         return Project.load(self.root)
 
-    def first(self, **files: bytes) -> None:
-        self._write(self.root / "build/release" / MANIFEST_FILE, files)
+    def first(self, *runners: RunnerClass, **files: bytes) -> None:
+        commit = self._git("rev-parse", "HEAD").strip()
+        self._write(self.root / "build/release" / MANIFEST_FILE, commit, runners, files)
 
-    def again(self, **files: bytes) -> None:
-        self._write(self.root / MADE, files)
+    def again(self, *runners: RunnerClass, **files: bytes) -> None:
+        self._write(self.root / MADE, COMMIT, runners, files)
 
     def commit(self, message: str) -> None:
         named = ["-c", "user.name=t", "-c", "user.email=t@t.example"]
         self._git("add", "params.yaml", "dvc.yaml", ".dvc/config", ".gitignore")
         self._git(*named, "commit", "--quiet", "--allow-empty", "--message", message)
 
-    def _write(self, path: Path, files: dict[str, bytes]) -> None:
-        commit = self._git("rev-parse", "HEAD").strip()
+    def run(self, command: str) -> None:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        subprocess.run(command, shell=True, cwd=self.root, env={**os.environ, "PATH": path}, check=True)
 
+    def _write(self, path: Path, commit: str, runners: Sequence[RunnerClass], files: dict[str, bytes]) -> None:
         def from_here(document: dict[str, Any]) -> None:
             document["predicate"]["source"]["commit"] = commit
+            for entry in document["predicate"]["variants"]:
+                found = [evidence(Variant.parse(entry["name"]), runner=runner).encode() for runner in runners]
+                entry["evidence"] = [{**json.loads(e), "files": checked_files(entry)} for e in found]
 
         named = {f"large-x86_64/{name}.json": data for name, data in files.items()}
         release = Publisher().release(self.scratch, mutate=from_here, files=named)
@@ -92,7 +103,32 @@ def test_equal_digests_are_counted(built: Built, tmp_path: Path) -> None:
     """All digests of both manifests are compared, and the second build stays where it was asked for."""
     compared = rebuild(built.project, tmp_path / "clean")
     assert compared == (built.root / MADE).read_text().count('sha256":"') > 0
-    assert (tmp_path / "clean/build/release" / MANIFEST_FILE).read_bytes() == (built.root / MADE).read_bytes()
+    made, again = (root / "build/release" / MANIFEST_FILE for root in (built.root, tmp_path / "clean"))
+    assert made.read_bytes() == again.read_bytes()
+
+
+def test_evidence_of_boards_is_not_looked_for_in_a_clean_folder(built: Built) -> None:
+    """What boards found lies in no commit: a release that carries it is repeated without, and all else is compared."""
+    stages = (RunnerClass.HOST, RunnerClass.EMULATED)
+    built.first(*stages, RunnerClass.PI5, RunnerClass.NVLINK, RunnerClass.RISCV)
+    built.again(*stages)
+    assert rebuild(built.project) == (built.root / MADE).read_text().count('sha256":"')
+    built.again(RunnerClass.EMULATED)
+    with pytest.raises(StageError, match="digests differ") as caught:
+        rebuild(built.project)
+    assert "/evidence/host/" in caught.value.message
+    assert "/evidence/emulated/" not in caught.value.message
+
+
+def test_after_a_commit_the_manifest_can_be_brought_up_to_date(built: Built) -> None:
+    """A commit alone makes no new manifest; what the hint says does, and then the release can be repeated."""
+    built.run("dvc repro --quiet")
+    built.commit("of something else")
+    built.run("dvc repro --quiet")
+    with pytest.raises(StageError, match="which is not checked out") as caught:
+        rebuild(built.project)
+    built.run(caught.value.hint.partition(": ")[2])
+    assert rebuild(built.project)
 
 
 DIFFERENT: dict[str, tuple[Callable[[Built], None], str]] = {

@@ -13,7 +13,7 @@ from pipeline.deploy.render import Wanted, render
 from pipeline.deploy.settings import Settings
 from pipeline.manifest.rules import Accepted, Seen, accept_release
 from pipeline.ports.kube import Object
-from tests.support.releases import LINE, NOW, Publisher
+from tests.support.releases import LINE, NOW, Publisher, checked_files
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "manifests/k8s"
@@ -50,7 +50,7 @@ def measure(document: dict[str, Any]) -> None:
         ]  # fmt: skip
         entry["evidence"] = [
             {
-                "variant": entry["name"], "runner": "host", "files": [], "golden_sha256": "0" * 64, "engine": {},
+                "variant": entry["name"], "runner": "host", "files": checked_files(entry), "golden_sha256": "0" * 64, "engine": {},
                 "deterministic": True, "answers": [{"id": "g1", "tokens": [1], "passed": True}],
                 "quality": {"exact_match": 1.0, "mean_kl": 0.0, "p99_kl": 0.0, "perplexity_ratio": 1.0, "families": {}},
                 "memory": {"model_bytes": 1, "bytes_per_token": 1},

@@ -12,7 +12,7 @@ from pipeline.manifest import attestation
 from pipeline.manifest.evidence import File
 from pipeline.registry.publish import SignedRelease
 from tests.support.evidence import evidence, measurement
-from tests.support.releases import EDGE, SERVER, Publisher
+from tests.support.releases import EDGE, SERVER, Publisher, checked_files
 
 Proof = Mapping[str, tuple[RunnerClass, ...]]
 ON_BOARDS: Proof = {
@@ -54,7 +54,7 @@ def release(
 
 def _prove(entry: dict[str, Any], runner: RunnerClass, memory: int, publisher: Publisher) -> None:
     variant = Variant.parse(entry["name"])
-    files = [File.model_validate(f) for f in entry["files"]]
+    files = [File.model_validate(f) for f in checked_files(entry)]
     found = evidence(variant, runner=runner).model_copy(update={"files": files})
     measured = measurement(variant, runner=runner).model_copy(update={"peak_rss_bytes": memory})
     entry["evidence"].append(found.model_dump(mode="json", exclude_none=True))

@@ -145,6 +145,11 @@ def usual_files(folder: Path, seed: int, rows: int = 8) -> dict[str, bytes]:
     }
 
 
+def checked_files(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the files of a variant in a manifest's document that its evidence is of: all but the golden prompts."""
+    return [file for file in entry["files"] if file["name"] != statement.GOLDEN]
+
+
 def provenance_payload(subjects: list[statement.Subject]) -> bytes:
     """Return a provenance over any subjects."""
     document = {

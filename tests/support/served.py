@@ -29,7 +29,7 @@ from pipeline.toolchain import runtime
 from tests.support import evidence, models
 from tests.support.llama_server import demo_gguf
 from tests.support.projects import DEMO, gguf_tier, project
-from tests.support.releases import LINE, NOW, Publisher
+from tests.support.releases import LINE, NOW, Publisher, checked_files
 
 SETTINGS = Check(context=256)
 _DISTILL = {"layers": [0, 1], "ffn": 512, "steps": 1, "batch": 1, "learning_rate": 0.1}
@@ -202,15 +202,19 @@ class Shop:
 
 def _prove(document: dict[str, Any], proven: Evidence, measured: Any, large: MadeLarge | None) -> None:
     (entry,) = [v for v in document["predicate"]["variants"] if v["name"] == VARIANT]
-    entry["evidence"] = [json.loads(proven.encode())]
+    entry["evidence"] = [_of(entry, proven)]
     entry["measurements"] = [json.loads(measured.encode())]
     entry["model"]["context"] = 256
     if large is not None:
         (entry,) = [v for v in document["predicate"]["variants"] if v["name"] == LARGE]
         said = [Answer(id=i, tokens=t, passed=True) for i, t in large.answers.items()]
         checked = evidence.evidence(Variant.parse(LARGE), runner=RunnerClass.HOST).model_copy(update={"answers": said})
-        entry["evidence"], entry["measurements"] = [json.loads(checked.encode())], []
+        entry["evidence"], entry["measurements"] = [_of(entry, checked)], []
         entry["model"]["context"] = 256
+
+
+def _of(entry: dict[str, Any], found: Evidence) -> dict[str, Any]:
+    return {**json.loads(found.encode()), "files": checked_files(entry)}
 
 
 def shop(root: Path) -> Shop:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.catalog.names import GGUF_TIERS, VARIANTS, Channel, RunnerClass, Target, Variant
-from pipeline.manifest.evidence import Agreement, Certificate, Evidence, Measurement
+from pipeline.manifest.evidence import Agreement, Certificate, Evidence, File, Measurement
 from pipeline.manifest.gate import Check, Proof, gate
 from pipeline.manifest.statement import Verdict
 from tests.support.evidence import PARAMS, check, evidence, host_checks, measurement
@@ -45,6 +45,39 @@ def test_a_variant_without_evidence_is_named() -> None:
     assert verdict.reasons == [f"{FIRST}: there is no evidence"]
     assert not verdict.passed
     assert not verdict.channels
+
+
+MODEL = File(name="model.gguf", size=1, sha256="a" * 64)
+
+
+@pytest.mark.parametrize(
+    ("changed", "strays"),
+    [
+        pytest.param({"files": [MODEL.model_copy(update={"sha256": "b" * 64})]}, "other files", id="another file"),
+        pytest.param({"files": [MODEL, MODEL.model_copy(update={"name": "x"})]}, "other files", id="a file more"),
+        pytest.param({"files": []}, "other files", id="a file less"),
+        pytest.param({"golden_sha256": "1" * 64}, "other golden prompts", id="other prompts"),
+    ],
+)
+def test_a_boards_evidence_of_the_last_release_opens_no_channel(changed: dict[str, Any], strays: str) -> None:
+    """What was checked on a board before the files or the golden prompts changed is a reason that says what to do."""
+    host = [check(c.evidence.model_copy(update={"files": [MODEL]}), c.measurement) for c in host_checks()]
+    others = [*_emulated(), *_on(RunnerClass.PI5, PI), *_on(RunnerClass.NVLINK, LARGE)]
+    boards = [check(c.evidence.model_copy(update={"files": [MODEL]}), c.measurement) for c in others]
+    assert Channel.STABLE in _decide([*host, *boards]).channels
+    (old,) = (c for c in boards if (c.evidence.variant, c.evidence.runner) == (ARM.name, RunnerClass.PI5))
+    kept = [c for c in boards if c is not old]
+    verdict = _decide([*host, *kept, check(old.evidence.model_copy(update=changed), old.measurement)])
+    assert verdict.reasons == [
+        f"{ARM} on pi5: its evidence is of {strays} than are released: check it there again, or remove it"
+    ]
+    assert (verdict.passed, verdict.channels) == (False, [])
+
+
+def test_a_board_alone_does_not_say_what_is_released() -> None:
+    """A variant that the host has not checked is refused, whatever a board found."""
+    verdict = _decide([*host_checks()[1:], *_on(RunnerClass.PI5, [FIRST])])
+    assert verdict.reasons == [f"{FIRST} on pi5: there is no check on host to tell the released files by: make it"]
 
 
 def test_two_different_runs_are_a_reason() -> None:

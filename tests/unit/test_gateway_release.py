@@ -18,7 +18,7 @@ from pipeline.serving.decision import Counted
 from pipeline.serving.gateway import tokens
 from pipeline.serving.gateway.release import Held, Source, refresh, tokenizer
 from pipeline.serving.snapshot import Offered
-from tests.support.releases import EDGE, LATER, NOW, Publisher
+from tests.support.releases import EDGE, LATER, NOW, Publisher, checked_files
 from tests.support.scenes import Scene
 
 GRACE = timedelta(minutes=10)
@@ -50,7 +50,8 @@ def test_a_family_has_the_kl_of_the_widest_check(tmp_path: Path) -> None:
     """Of a variant's checks the one with the most prompts says its KL by family."""
 
     def add(document: dict[str, Any]) -> None:
-        document["predicate"]["variants"][1]["evidence"] = [_evidence(0.5, 1), _evidence(0.25, 2)]
+        entry = document["predicate"]["variants"][1]
+        entry["evidence"] = [{**_evidence(kl, n), "files": checked_files(entry)} for kl, n in ((0.5, 1), (0.25, 2))]
 
     scene = Scene(tmp_path)
     scene.publish(1, mutate=add)
@@ -63,7 +64,7 @@ def _evidence(kl: float, prompts: int) -> dict[str, Any]:
     quality = {"exact_match": 1.0, "mean_kl": kl, "p99_kl": kl, "perplexity_ratio": 1.0, "families": {"lookup": family}}
     answers = [{"id": str(i), "tokens": [1], "passed": True} for i in range(prompts)]
     return {
-        "variant": EDGE, "runner": "host", "files": [], "golden_sha256": "0" * 64, "engine": {}, "deterministic": True,
+        "variant": EDGE, "runner": "host", "golden_sha256": "0" * 64, "engine": {}, "deterministic": True,
         "answers": answers, "quality": quality, "memory": {"model_bytes": 1, "bytes_per_token": 1},
     }  # fmt: skip
 

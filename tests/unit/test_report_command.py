@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline import cli
-from pipeline.catalog.names import VARIANTS, Tier
+from pipeline.catalog.names import VARIANTS, RunnerClass, Tier
 from pipeline.manifest.evidence import Certificates
 from pipeline.manifest.gate import MEASURED
 from pipeline.manifest.statement import Manifest
@@ -223,6 +223,22 @@ def test_a_refused_gate_is_reported_from_the_evidence(
     assert "Refused: " in written
     assert "exact match is 0.1, below 0.9" in written
     assert not project.gate.exists()
+
+
+def test_a_boards_evidence_of_the_release_before_is_a_reason(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a board's check left behind when the files were other ones stops the release, and says what to do."""
+    last = reports.manifest(1)
+    _check(project, reports.manifest(2, last))
+    said = (
+        "tiny-edge-arm64 on pi5: its evidence is of other files than are released: check it there again, or remove it"
+    )
+    assert said not in _run(capsys)["reasons"]
+    entry = last.variant("tiny-edge-arm64")
+    (old,) = (e for e in entry.evidence if e.runner is RunnerClass.PI5)
+    files.write(project.evidence(entry.variant, old.runner), old.encode())
+    assert said in _run(capsys)["reasons"]
 
 
 def test_checks_that_were_not_certified_are_a_reason(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.catalog.names import Variant
 from pipeline.errors import Refusal, TrustError
 from pipeline.manifest import dsse, statement
 from pipeline.manifest.encoding import canonical
 from pipeline.manifest.names import MAX_NAME, safe_name
+from tests.support.evidence import evidence
 from tests.support.releases import Publisher
 
 Document = dict[str, Any]
@@ -184,6 +186,39 @@ MALFORMED: dict[str, Callable[[Document], object]] = {
     "negative size": lambda d: d["predicate"]["variants"][0]["files"][0].update(size=-1),
     "digest in capitals": lambda d: d["predicate"]["variants"][0]["files"][0].update(sha256="A" * 64),
 }
+
+
+def _prove(document: Document, **update: Any) -> None:
+    """Give a variant a check on the host, and the golden prompts that were asked."""
+    entry = document["predicate"]["variants"][0]
+    found = evidence(Variant.parse(entry["name"])).encode()
+    entry["evidence"] = [{**json.loads(found), "files": list(reversed(entry["files"])), **update}]
+    golden = {"name": "golden.jsonl", "size": 1, "sha256": "0" * 64}
+    entry["files"].append(golden)
+    document["subject"].append({"name": f"{entry['name']}/golden.jsonl", "digest": {"sha256": golden["sha256"]}})
+
+
+def test_evidence_is_of_the_released_files_and_prompts(payload: bytes) -> None:
+    """Evidence of a variant's own files, in any order, without the golden prompts that lie beside them, is accepted."""
+    found = statement.parse(_changed(payload, _prove))
+    assert [e.runner for e in found.predicate.variants[0].evidence] == ["host"]
+
+
+OTHER: dict[str, tuple[Document, str]] = {
+    "another file": ({"files": [{"name": "model.gguf", "size": 1, "sha256": "a" * 64}]}, "other files"),
+    "no file": ({"files": []}, "other files"),
+    "another variant": ({"variant": "mid-tier-riscv64"}, "other files"),
+    "other golden prompts": ({"golden_sha256": "1" * 64}, "other golden prompts"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_evidence_of_anything_else_is_refused(case: str, payload: bytes) -> None:
+    """A manifest that carries evidence of an earlier release is refused, whoever signed it."""
+    update, strays = OTHER[case]
+    with pytest.raises(TrustError, match=f"its evidence on host is of {strays}") as caught:
+        statement.parse(_changed(payload, lambda document: _prove(document, **update)))
+    assert caught.value.refusal is Refusal.MIXED
 
 
 @pytest.mark.parametrize("case", MALFORMED)
