@@ -93,7 +93,7 @@ def _sign(args: argparse.Namespace) -> None:
     if release.expires <= datetime.now(UTC):
         raise StageError(
             f"release {release.version} expired on {release.expires:%Y-%m-%d}",
-            hint="commit anew, or set SOURCE_DATE_EPOCH=$(date +%s) and run dvc repro --force manifest",
+            hint="commit anew, or set SOURCE_DATE_EPOCH=$(date +%s); then dvc repro --force --single-item manifest",
         )
     signer = access.signer
     manifest = attest.embed(project, built, signer, access.opener)
