@@ -137,6 +137,15 @@ def test_a_spoilt_cache_is_not_used(hub: LocalHub, work: Project, tmp_path: Path
     assert (work.teacher / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
 
 
+def test_two_processes_share_what_one_fetches(hub: LocalHub, tmp_path: Path) -> None:
+    """Of two processes that want the same files at once one fetches them, and both have them whole."""
+    hub.pause_s = 1
+    works = [project(tmp_path / str(rank), {"hub": SOURCE}, {"tiny-edge": gguf_tier(hub=SOURCE)}) for rank in range(2)]
+    teachers = on_ranks(2, lambda rank: fetch(works[rank], client(hub, tmp_path)))
+    assert [(teacher / WEIGHTS).read_bytes() == hub.files[WEIGHTS] for teacher in teachers] == [True, True]
+    assert hub.served == {name: len(data) for name, data in hub.files.items() if name in hub.served}
+
+
 def test_the_token_goes_to_the_hub_only_when_given(hub: LocalHub, work: Project, tmp_path: Path) -> None:
     """Without a token nothing is sent; with one the private repository opens."""
     fetch(work, client(hub, tmp_path))
