@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 # Python compiles what is imported when it first is; compiling all of torch beforehand takes half a minute (--no-compile).
 # Extra options for installing torch, e.g. TORCH_OPTIONS="--index-url <PyTorch's CPU wheel index>" to spare the CUDA build.
 TORCH_OPTIONS ?=
+TORCH  := 2.13.0
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # Tests wait for processes a good deal of their time, so that there is one worker more than processors.
 # Options for `make test`, e.g. TESTS="--durations=20 tests/unit".
@@ -128,10 +129,15 @@ kernel-costs: runtimes emulators ## count anew what a weight of each type costs 
 train-demo: $(VENV)/.ready ## train the demo teacher again (long) and write its prompt files
 	@edge-release train-demo --out models/demo
 
-lock: ## resolve requirements/*.in into pinned, hashed requirements/*.txt
+TOOLS := gguf|numpy|safetensors|scipy|tokenizers|torch|transformers|ziglang
+lock: ## resolve requirements/*.in into pinned, hashed requirements/*.txt, and write requirements/tools.yaml
 	@for f in all build control serve envoy base; do uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header \
 		--python-version 3.11 $$(test $$f = all || echo --constraint requirements/all.txt) \
 		requirements/$$f.in --output-file requirements/$$f.txt || exit; done
+	@{ echo '# Versions that decide released bytes, those of all Pythons; stages depend on them (dvc.yaml). `make lock` writes this.'; \
+		{ echo torch==$(TORCH); cat requirements/build.txt; } | sed -nE "s/^($(TOOLS))==([^ ]+).*/\1 \2/p" | sort | \
+		awk '{ held[$$1] = held[$$1] (held[$$1] ? ", " : "") "\"" $$2 "\"" } END { for (name in held) print name ": [" held[name] "]" }' | sort; \
+	} > requirements/tools.yaml
 
 # What the workflows call (docs/github-actions.md). Values come as variables of the environment.
 define RESTORE
@@ -172,13 +178,13 @@ image-sign: ## in CI: sign the container image IMAGE@DIGEST as this workflow
 clean: ## remove what was built here (not the registry, not the caches)
 	rm -rf build $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .benchmarks *.egg-info
 
-$(VENV)/.ready: requirements/build.txt pyproject.toml pipeline/toolchain/source.py pipeline/toolchain/host.py
+$(VENV)/.ready: requirements/build.txt requirements/tools.yaml pyproject.toml pipeline/toolchain/source.py pipeline/toolchain/host.py
 	$(SAY) 'creating $(VENV)'
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edge-release needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	@command -v c++ >/dev/null || { echo 'edge-release needs a C++ compiler: apt install g++ (or ask for it)'; exit 4; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo 'python3 has no venv: apt install python3-venv'; exit 4; }
 	$(SAY) 'installing torch (pinned, first)'
-	@$(PIP) install --no-compile $(TORCH_OPTIONS) torch==2.13.0
+	@$(PIP) install --no-compile $(TORCH_OPTIONS) torch==$(TORCH)
 	$(SAY) 'installing the pinned dependencies'
 	@$(PIP) install --no-compile --no-deps --require-hashes -r requirements/build.txt
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .

@@ -83,7 +83,7 @@ _SCALARS = {
     12: struct.Struct("<d"),
 }
 _LENGTH = struct.Struct("<Q")
-_UINT32, _BOOL, _STRING, _ARRAY = 4, 7, 8, 9
+_UINT32, _BOOL, _STRING, _ARRAY, _INT64 = 4, 7, 8, 9, 11
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,12 @@ def read_header(stream: BinaryIO, size: int) -> Header:
     listed = [_listed(cursor) for _ in range(tensors)]
     placed = _placed(listed, cursor.position, alignment, size)
     return Header(MappingProxyType(metadata), placed, alignment, seams)
+
+
+def entry_size(key: str, value: str | int) -> int:
+    """Return the bytes that a metadata entry takes at most."""
+    held = _LENGTH.size + len(value.encode()) if isinstance(value, str) else _SCALARS[_INT64].size
+    return _LENGTH.size + len(key.encode()) + _SCALARS[_UINT32].size + held
 
 
 def _metadata(cursor: _Cursor, entries: int) -> tuple[dict[str, Value], int, tuple[int, ...]]:

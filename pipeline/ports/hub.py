@@ -1,9 +1,10 @@
 """Hugging Face hub: one repository at one commit, into a cache whose files are named by their digests.
 
 Rules: every byte is checked against the digest the commit names; what was received is kept, and the next run asks only
-for the rest (`Range`); weights come as safetensors or not at all, and no code is fetched. The cache has the layout of
-Hugging Face's own (`models--org--name/blobs/<etag>`), so what `transformers` fetched already is used. The library's
-`snapshot_download` throws a partial file away when its process ends, hence the loop over files here.
+for the rest (`Range`); of several processes one fetches a file and the others wait for it; weights come as safetensors
+or not at all, and no code is fetched. The cache has the layout of Hugging Face's own
+(`models--org--name/blobs/<etag>`), so what `transformers` fetched already is used. The library's `snapshot_download`
+throws a partial file away when its process ends, hence the loop over files here.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class RemoteFile:
             raise ValueError(f"{self.name}: {self.digest!r} is no digest")
 
     def is_right(self, path: Path) -> bool:
-        """Whether the file at `path` has the bytes the commit names."""
-        if path.stat().st_size != self.size:
+        """Whether there is a file at `path` with the bytes the commit names."""
+        if not path.exists() or path.stat().st_size != self.size:
             return False
         return (sha256_file(path) if len(self.digest) == 64 else _git_blob_id(path)) == self.digest
 
@@ -99,14 +100,23 @@ class Hub:
             ToolError: the hub cannot be reached, refuses, stops half-way, or sends other bytes than the commit names.
         """
         blob = self.cache / f"models--{repo.replace('/', '--')}" / "blobs" / file.digest
-        if blob.exists() and file.is_right(blob):
+        if file.is_right(blob):
             return blob.resolve()
-        partial = blob.with_name(f"{file.digest}.partial")
         try:
             blob.parent.mkdir(parents=True, exist_ok=True)
-            self._complete(repo, revision, file, partial)
+            with blob.with_name(f"{file.digest}.lock").open("wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not file.is_right(blob):  # whoever held the lock may have fetched it
+                    self._fetch(repo, revision, file, blob)
+        except PipelineError:
+            raise
         except Exception as e:  # the library raises httpx's, its own and OSError's, all meaning: not fetched
             raise self._translate(e, f"{repo}/{file.name}") from e
+        return blob.resolve()
+
+    def _fetch(self, repo: str, revision: str, file: RemoteFile, blob: Path) -> None:
+        partial = blob.with_name(f"{file.digest}.partial")
+        self._complete(repo, revision, file, partial)
         if not file.is_right(partial):
             partial.unlink()
             raise ToolError(
@@ -114,7 +124,6 @@ class Hub:
                 hint="run it again; if it stays so, do not use this endpoint",
             )
         partial.replace(blob)
-        return blob
 
     def _siblings(self, repo: str, revision: str) -> list[Any]:
         from huggingface_hub import HfApi
@@ -131,12 +140,11 @@ class Hub:
         return list(info.siblings or ())
 
     def _complete(self, repo: str, revision: str, file: RemoteFile, partial: Path) -> None:
-        """Append to `partial` what it lacks; a second process waits for the first."""
+        """Append to `partial` what it lacks."""
         from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(repo, file.name, revision=revision, endpoint=self.endpoint)
         with partial.open("ab", buffering=0) as f, _bar(file) as bar:
-            fcntl.flock(f, fcntl.LOCK_EX)
             if f.tell() > file.size:
                 f.truncate(0)
             tries = TRIES

@@ -19,14 +19,13 @@ from tqdm import tqdm
 
 from pipeline.catalog.names import Tier
 from pipeline.catalog.tiers import Distill
-from pipeline.errors import StageError
 from pipeline.manifest.encoding import Count, Record, canonical, sha256
 from pipeline.model import hf
 from pipeline.ports import files
 from pipeline.ports.hub import Hub
 from pipeline.stages import causal_lm
 from pipeline.stages.project import Project
-from pipeline.stages.teacher import fetch_tier
+from pipeline.stages.teacher import at_hand, fetch_tier
 
 if TYPE_CHECKING:
     import torch
@@ -72,8 +71,7 @@ def distill(project: Project, tier: Tier, *, progress: bool = True, hub: Hub | N
     if source.distill is None:
         fetch_tier(project, tier, hub)
         return None
-    if not (project.teacher / hf.CONFIG).exists():
-        raise StageError(f"{project.teacher}: no teacher", hint="run 'edge-release teacher' first")
+    at_hand(project)
     from pipeline.stages.ranks import joined
 
     with _deterministic(), joined() as ranks:

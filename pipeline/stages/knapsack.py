@@ -39,6 +39,8 @@ def solve(groups: Sequence[Sequence[Option]], limits: Mapping[str, float]) -> So
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
+    if any(limit < sum(min(o.takes[name] for o in group) for group in groups) for name, limit in limits.items()):
+        return None
     kept = [(number, place, option) for number, group in enumerate(groups) for place, option in _best(group)]
     least = sum(min(option.loss for option in group) for group in groups)
     scale = 1 / least if least > 0 else 1.0

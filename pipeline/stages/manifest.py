@@ -27,8 +27,10 @@ from pipeline.registry import indexes
 from pipeline.stages import describe, findings
 from pipeline.stages.check import listed
 from pipeline.stages.findings import Findings
-from pipeline.stages.project import MANIFEST_FILE, MODEL, PROVENANCE_FILE, Project
+from pipeline.stages.project import HINT, MANIFEST_FILE, MODEL, PROVENANCE_FILE, Project
 from pipeline.toolchain import source as toolchain
+
+TOOLS = "requirements/tools.yaml"  # versions that stages depend on
 
 # Stages whose lock entries decide the released bytes; checks and gate carry wall-clock figures.
 _BYTES = ("teacher", "distill", "convert", "calibrate", "search", "quantize", "runtime", "shard")
@@ -70,6 +72,25 @@ def lock_digest(lock: str) -> str:
     return sha256(canonical({name: entry for name, entry in entries.items() if name.split("@")[0] in _BYTES}))
 
 
+def tools(project: Project) -> dict[str, str]:
+    """Return the versions of what decides bytes; raises StageError where one is not that which stages depend on."""
+    pinned = files.load(project.root / TOOLS, lambda text, _: yaml.safe_load(text), hint=HINT)
+    installed = {name: version(name) for name in pinned}
+    for name, found in installed.items():
+        if found.partition("+")[0] not in pinned[name]:
+            raise StageError(
+                f"{name} {found} is installed, {TOOLS} has {' or '.join(pinned[name])}",
+                hint="make setup, then make again what was made without it: dvc repro --force",
+            )
+    return {
+        **installed,
+        "llama-cpp-python": toolchain.VERSION,
+        "llama.cpp": toolchain.LLAMA_COMMIT,
+        "llama-cpp-python-sdist-sha256": toolchain.SHA256,
+        "python": ".".join(platform.python_version_tuple()[:2]),
+    }
+
+
 def _predicate(project: Project) -> Predicate:
     found, released = findings.read(project), released_files(project)
     release = project.params.release
@@ -77,7 +98,7 @@ def _predicate(project: Project) -> Predicate:
     return Predicate(
         release=ReleaseName(line=release.line, version=release.version, tag=release.tag, expires=expires),
         source=_source(project),
-        toolchain=_toolchain(),
+        toolchain=tools(project),
         variants=[_entry(project, variant, found, released) for variant in project.variants()],
         runtimes=[
             RuntimeEntry(name=name, target=target, files=_listed(name, released))
@@ -103,16 +124,6 @@ def _source(project: Project) -> Source:
 def _origin(record: dict[str, Any]) -> str:
     hub = record.get("hub")
     return f"hf://{hub['repo']}@{hub['revision']}" if hub else str(record["embedded"])
-
-
-def _toolchain() -> dict[str, str]:
-    packages = ("gguf", "llama-cpp-python", "numpy", "safetensors", "tokenizers", "torch", "transformers")
-    return {
-        **{name: version(name) for name in packages},
-        "llama.cpp": toolchain.LLAMA_COMMIT,
-        "llama-cpp-python-sdist-sha256": toolchain.SHA256,
-        "python": ".".join(platform.python_version_tuple()[:2]),
-    }
 
 
 def _listed(folder: str, released: dict[str, Path]) -> list[File]:

@@ -94,9 +94,8 @@ class Project:
         return self.build / "teacher.json"
 
     def model(self, tier: Tier) -> Path:
-        """Hugging Face folder of a tier's unquantized model; the large tier without a hub source is the teacher."""
-        source = self.tier(tier)
-        return self.build / "models" / tier if source.hub or source.distill else self.teacher
+        """Hugging Face folder of a tier's unquantized model."""
+        return self.build / "models" / tier
 
     def distillation_report(self, tier: Tier) -> Path:
         """How a tier's unquantized model was made, or where it was fetched from."""

@@ -6,7 +6,8 @@ significant digits, below which the order of additions on another CPU would show
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from math import exp
 from random import Random
@@ -55,7 +56,7 @@ def quality(prompts: Sequence[GoldenPrompt], requests: Sequence[Request], run: G
         families=families,
         answer_kl=_ratio(_answer_sums(every)),
         mean_kl_interval=interval(_sums(every)),
-        exact_match_interval=interval([(float(passed[a.id]), 1) for _, a in every]),
+        exact_match_interval=interval(*_shares(prompts, passed)),
     )
 
 
@@ -64,21 +65,21 @@ def rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def interval(sums: Sequence[tuple[float, int]]) -> Interval:
-    """Return the 95 % interval of a mean from each prompt's sum and count, prompts drawn anew.
+def interval(*groups: Sequence[tuple[float, float]]) -> Interval:
+    """Return the 95 % interval of a mean from each prompt's sum and count, prompts drawn anew within each group.
 
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13 (percentiles).
     """
-    low, high = bootstrap(sums, _ratio)
+    low, high = bootstrap(groups, _ratio)
     return Interval(low=rounded(low), high=rounded(high))
 
 
 def bootstrap(
-    rows: Sequence[R], figure: Callable[[Sequence[R]], float], resamples: int = RESAMPLES
+    groups: Sequence[Sequence[R]], figure: Callable[[Sequence[R]], float], resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """Return where 95 % of a figure's values lie over rows drawn anew; always the same draws."""
+    """Return where 95 % of a figure's values lie over rows drawn anew within each group; always the same draws."""
     draw = Random(0)  # noqa: S311 - statistics
-    values = [figure(draw.choices(rows, k=len(rows))) for _ in range(resamples)]
+    values = [figure([row for rows in groups for row in draw.choices(rows, k=len(rows))]) for _ in range(resamples)]
     return quantile(values, 0.025), quantile(values, 0.975)
 
 
@@ -92,16 +93,25 @@ def _perplexity_ratio(rows: Sequence[tuple[Request, GoldenAnswer]]) -> float:
     return rounded(exp(nll - reference_nll))
 
 
-def _ratio(sums: Iterable[tuple[float, int]]) -> float:
+def _shares(prompts: Sequence[GoldenPrompt], passed: Mapping[str, bool]) -> list[list[tuple[float, float]]]:
+    """Each family's prompts, weighted so that every family counts alike."""
+    sizes = Counter(prompt.family for prompt in prompts)
+    return [
+        [(passed[p.id] / sizes[family], 1 / sizes[family]) for p in prompts if p.family == family]
+        for family in sorted(sizes)
+    ]
+
+
+def _ratio(sums: Iterable[tuple[float, float]]) -> float:
     values, counts = zip(*sums, strict=True)
     return rounded(max(0.0, sum(values) / max(1, sum(counts))))
 
 
-def _sums(rows: Iterable[tuple[Request, GoldenAnswer]]) -> list[tuple[float, int]]:
+def _sums(rows: Iterable[tuple[Request, GoldenAnswer]]) -> list[tuple[float, float]]:
     return [(sum(answer.kl), len(answer.kl)) for _, answer in rows]
 
 
-def _answer_sums(rows: Iterable[tuple[Request, GoldenAnswer]]) -> list[tuple[float, int]]:
+def _answer_sums(rows: Iterable[tuple[Request, GoldenAnswer]]) -> list[tuple[float, float]]:
     parts = [list(_answer_part(request, answer.kl)) for request, answer in rows]
     return [(sum(part), len(part)) for part in parts]
 

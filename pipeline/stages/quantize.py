@@ -216,7 +216,7 @@ def _make(kept: Path, source: Path, matrix: Path | None, recipe: Recipe, variant
         with tqdm(desc=f"quantize {variant}", total=len(tensors), unit="tensor", file=sys.stderr, disable=None) as bar:
             fallbacks = llama.quantize(
                 source, made, recipe, used(imatrix, recipe), process.processors(),
-                metadata=_origin(matrix, imatrix, variant.tier) if matrix else None,
+                metadata=origin(matrix, imatrix, variant.tier) if matrix else None,
                 progress=lambda done, _: bar.update(done - bar.n),
             )  # fmt: skip
         llama.header(made)
@@ -226,8 +226,8 @@ def _make(kept: Path, source: Path, matrix: Path | None, recipe: Recipe, variant
     return found
 
 
-def _origin(matrix: Path, imatrix: Imatrix, tier: Tier) -> dict[str, str | int]:
-    # The entries llama-quantize writes; names within the project stand where it writes paths.
+def origin(matrix: Path, imatrix: Imatrix, tier: Tier) -> dict[str, str | int]:
+    """Return what a released file says of its importance matrix, as llama-quantize does but for its paths."""
     return {
         "quantize.imatrix.file": f"imatrix/{tier}.gguf",
         "quantize.imatrix.dataset": "calibration.txt",

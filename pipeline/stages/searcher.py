@@ -13,15 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from math import inf
 
-from pipeline.catalog.names import Variant
+from pipeline.catalog.names import Tier, Variant
 from pipeline.catalog.recipe import Budget, Recipe
 from pipeline.errors import CatalogError, StageError
+from pipeline.manifest import gguf
 from pipeline.manifest.search import BYTES, INSTRUCTIONS, READ, Figures, Found, Point, best_within, unbettered
-from pipeline.ports import llama
 from pipeline.stages.mix import Market, Places
 from pipeline.stages.project import Project
 from pipeline.stages.quality import rounded
-from pipeline.stages.quantize import matrices
+from pipeline.stages.quantize import matrices, origin
 from pipeline.stages.survey import Survey, Weigh
 from pipeline.stages.trials import Trial, Trials
 from pipeline.toolchain import kernels
@@ -45,9 +45,7 @@ class Searcher:
         self._presets = [
             self._measured(p.label, p.trial, self.market.sizes(p.trial.types)) for p in self.survey.presets
         ]
-        self._others = project.gguf(variant.tier).stat().st_size - sum(
-            t.size for t in matrices(llama.header(project.gguf(variant.tier)))
-        )
+        self._others = _others(project, self.trials, variant.tier)
 
     def search(self) -> tuple[Recipe, Found]:
         limits = self.limits()
@@ -173,6 +171,19 @@ class Searcher:
 
     def _said(self, limits: Mapping[str, float]) -> str:
         return ", ".join(f"{limit:.0f} {name}" for name, limit in limits.items())
+
+
+def _others(project: Project, trials: Trials, tier: Tier) -> int:
+    """The most bytes of a released file that are not its matrices': quantizing adds entries to the header, and padding
+    differs by type."""
+    found, matrix = matrices(trials.header), project.imatrix(tier)
+    added = {"general.quantization_version": 2, **origin(matrix, trials.imatrix, tier)}
+    return (
+        trials.source.stat().st_size
+        - sum(t.size for t in found)
+        + sum(gguf.entry_size(key, value) for key, value in added.items())
+        + trials.header.alignment * (len(found) + 1)
+    )
 
 
 def _front(points: Iterable[Point]) -> list[Point]:

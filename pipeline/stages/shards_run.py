@@ -15,8 +15,9 @@ from pipeline.catalog.tiers import Shard
 from pipeline.errors import StageError
 from pipeline.model.chat import Chat
 from pipeline.model.layout import rank_file
-from pipeline.stages import shard, tensor_parallel
+from pipeline.stages import tensor_parallel
 from pipeline.stages.golden import GoldenAnswer, GoldenRun, Request, Requests
+from pipeline.stages.split import split
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +117,7 @@ def compare(ours: NDArray[np.float32], theirs: NDArray[np.float32], ids: Sequenc
 
 def whole(model: Path, target: Path, *, matrices: str, norms: str) -> Path:
     """Write a model folder as a single shard, for one process, and return `target`."""
-    return shard.split(model, target, Shard.model_validate({"degree": 1, "matrices": matrices, "norms": norms}))
+    return split(model, target, Shard.model_validate({"degree": 1, "matrices": matrices, "norms": norms}))
 
 
 def same_values(one: Path, other: Path) -> bool:

@@ -7,7 +7,7 @@ appears whole or not at all; the record beside it says where it came from and th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pipeline.catalog.names import Tier
@@ -38,11 +38,23 @@ def fetch(project: Project, hub: Hub | None = None) -> Path:
 
 
 def fetch_tier(project: Project, tier: Tier, hub: Hub | None = None) -> Path:
-    """Put a tier's own hub repository into `project.model(tier)` and return that folder; raises as `fetch` does."""
-    source = project.tier(tier).hub
+    """Put a tier's own hub repository, else the teacher, into `project.model(tier)` and return that folder.
+
+    Raises:
+        StageError, ToolError: as `fetch`, or there is no teacher.
+    """
+    source, target, record = project.tier(tier).hub, project.model(tier), project.distillation_report(tier)
     if source is None:
-        raise StageError(f"{tier} has no repository of its own", hint=f"write 'hub' into models/{tier}.yaml")
-    return _from_hub(source, project.model(tier), project.distillation_report(tier), hub)
+        origin = {"teacher": project.teacher.relative_to(project.root).as_posix()}
+        return _place(_inside(at_hand(project)), target, record, origin, link=True)
+    return _from_hub(source, target, record, hub)
+
+
+def at_hand(project: Project) -> Path:
+    """Return the teacher's folder; raises StageError where it has not been fetched."""
+    if not (project.teacher / hf.CONFIG).exists():
+        raise StageError(f"{project.teacher}: no teacher", hint="run 'edge-release teacher' first")
+    return project.teacher
 
 
 def _from_hub(source: HubSource, target: Path, record: Path, hub: Hub | None) -> Path:
@@ -72,12 +84,15 @@ def _from_folder(source: EmbeddedSource, project: Project) -> Path:
             f"{folder}: digest {found}, pinned is {source.digest}",
             hint="restore the folder, or pin the digest found in params.yaml",
         )
-    parts = [(path, path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file()]
-    return _place(parts, project.teacher, project.teacher_record, {"embedded": source.path}, link=False)
+    return _place(_inside(folder), project.teacher, project.teacher_record, {"embedded": source.path}, link=False)
+
+
+def _inside(folder: Path) -> list[tuple[Path, str]]:
+    return [(path, path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file()]
 
 
 def _place(
-    parts: Iterable[tuple[Path, str]], target: Path, record: Path, origin: dict[str, object], *, link: bool
+    parts: Iterable[tuple[Path, str]], target: Path, record: Path, origin: Mapping[str, object], *, link: bool
 ) -> Path:
     with files.new_folder(target) as folder:
         for path, name in parts:

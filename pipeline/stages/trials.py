@@ -1,9 +1,8 @@
 """Recipes tried as whole models: how far each parts from the unquantized tier on the calibration examples.
 
 Rules: what chooses a recipe sees the calibration examples and what is made of them (`crossed`), never a golden prompt;
-every trial is quantized as a
-release is and decoded by the released golden runner; a finished trial is kept under a digest of all it depends on, so a
-search that was killed goes on, and targets share what they try.
+every trial is quantized as a release is and decoded by the released golden runner; a finished trial is kept under a
+digest of all it depends on, so a search that was killed goes on, and targets share what they try.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from pipeline.toolchain import runtime
 from pipeline.toolchain.cache import locked
 
 KEPT_FILE = "trials.jsonl"
-LAYOUT = 4  # counts up when a trial comes to hold something else
+LAYOUT = 5  # counts up when a trial comes to hold something else, or an example to belong to another fold
 FOLDS = 2
 
 
@@ -82,13 +81,15 @@ class Trials:
         self._runner = Launcher(runtime.build(runtime.native()).program(runtime.RUNNER))
         ordered = in_turn(project.calibration())
         examples = [ordered[place] for place in golden.some_of_each(ordered, settings.per_family)]
+        families = [example.family for example in examples]
+        folds = folded(families)
         with llama.Session(self.source) as session:
             turns = [(session.turn(e.prompt), session.turn(e.prompt, e.answer)) for e in examples]
-            turns += [(ids, ids) for ids in map(session.turn, crossed(examples, settings.seed, apart=FOLDS))]
+            turns += [(ids, ids) for ids in map(session.turn, crossed(examples, folds, settings.seed))]
         self.requests = Requests(
             requests=[Request.between(f"{n}", prompt, forced) for n, (prompt, forced) in enumerate(turns)]
         )
-        self.examples = _described([e.family for e in examples] * 2, self.requests)
+        self.examples = _described(families * 2, folds * 2, self.requests)
         inputs = {
             "source": files.sha256_file(self.source),
             "imatrix": files.sha256_file(matrix),
@@ -177,14 +178,19 @@ def _p99(answers: Iterable[GoldenAnswer]) -> float:
     return rounded(max(0.0, quantile([kl for answer in answers for kl in answer.kl], 0.99)))
 
 
-def _described(families: Sequence[str], requests: Requests) -> list[Example]:
-    """Families in turn, so that a fold holds every other example of each."""
+def folded(families: Sequence[str]) -> list[int]:
+    """Return the fold of each example by its family: every other one of a family is in the same."""
     seen: Counter[str] = Counter()
     found = []
-    for family, request in zip(families, requests.requests, strict=True):
-        start = request.answer_start
-        found.append(
-            Example(family=family, prompt=start, answer=len(request.forced) - start, fold=seen[family] % FOLDS)
-        )
+    for family in families:
+        found.append(seen[family] % FOLDS)
         seen[family] += 1
     return found
+
+
+def _described(families: Sequence[str], folds: Sequence[int], requests: Requests) -> list[Example]:
+    return [
+        Example(family=family, prompt=start, answer=len(request.forced) - start, fold=fold)
+        for family, fold, request in zip(families, folds, requests.requests, strict=True)
+        for start in [request.answer_start]
+    ]

@@ -64,7 +64,7 @@ def verdict(searcher: Searcher, recipe: Recipe, family: str) -> Tuned:
 
 def judged(family: str, pairs: Sequence[Pair], positions: int) -> Tuned:
     """Return what is to be thought of the KL, summed over `positions`, of a family's examples."""
-    low, high = bootstrap(pairs, _ratio)
+    low, high = bootstrap([pairs], _ratio)
     ratio = _ratio(pairs)
     return Tuned(
         family=family,

@@ -191,7 +191,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float,
         return sum(a for a, _ in pairs) / max(1e-12, sum(b for _, b in pairs))
 
     pairs = list(zip(ours, theirs, strict=True))
-    return divided(pairs), *bootstrap(pairs, divided, RESAMPLES)
+    return divided(pairs), *bootstrap([pairs], divided, RESAMPLES)
 
 
 def cost(trial: Trial, survey: sensitivity.Survey) -> float:

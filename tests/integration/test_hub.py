@@ -12,11 +12,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.catalog.names import Tier
+from pipeline.catalog.names import RunnerClass, Target, Tier, Variant
+from pipeline.catalog.tiers import Shard
 from pipeline.errors import PipelineError, StageError, ToolError
 from pipeline.ports.files import tree_digest
 from pipeline.ports.hub import Hub, RemoteFile
+from pipeline.stages import check_shards
+from pipeline.stages.checked import Checked
 from pipeline.stages.project import Project
+from pipeline.stages.shard import shard
+from pipeline.stages.split import split
 from pipeline.stages.teacher import fetch, fetch_tier
 from tests.support import models
 from tests.support.hub import REPO, REVISION, LocalHub, serving
@@ -71,6 +76,18 @@ def test_a_tier_may_have_its_own_repository(hub: LocalHub, work: Project, tmp_pa
     assert folder == work.model(Tier.TINY_EDGE)
     assert (folder / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
     assert json.loads(work.distillation_report(Tier.TINY_EDGE).read_text())["hub"] == SOURCE
+
+
+def test_the_large_tier_may_have_its_own_repository(hub: LocalHub, model: Path, tmp_path: Path) -> None:
+    """Its repository, not the teacher, is what is split and what the shards are checked against."""
+    large = {"hub": SOURCE, "shard": {"degree": 2}}
+    work = project(tmp_path / "project", {"hub": SOURCE | {"repo": "acme/other"}}, {"large": large})
+    shards, *_ = shard(work, client(hub, tmp_path))
+    assert json.loads(work.distillation_report(Tier.LARGE).read_text())["hub"] == SOURCE
+    assert tree_digest(shards) == tree_digest(split(model, tmp_path / "split", Shard(degree=2)))
+    found = check_shards.run(work, Variant(Tier.LARGE, Target.X86_64), RunnerClass.HOST, tmp_path)
+    assert isinstance(found, Checked)
+    assert found.quality.mean_kl < 0.01
 
 
 def test_a_second_fetch_takes_nothing_from_the_hub(hub: LocalHub, work: Project, tmp_path: Path) -> None:
@@ -135,6 +152,15 @@ def test_a_spoilt_cache_is_not_used(hub: LocalHub, work: Project, tmp_path: Path
     blob.write_bytes(b"\0" * len(hub.files[WEIGHTS]))
     fetch(work, client(hub, tmp_path))
     assert (work.teacher / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+
+
+def test_two_processes_share_what_one_fetches(hub: LocalHub, tmp_path: Path) -> None:
+    """Of two processes that want the same files at once one fetches them, and both have them whole."""
+    hub.pause_s = 1
+    works = [project(tmp_path / str(rank), {"hub": SOURCE}, {"tiny-edge": gguf_tier(hub=SOURCE)}) for rank in range(2)]
+    teachers = on_ranks(2, lambda rank: fetch(works[rank], client(hub, tmp_path)))
+    assert [(teacher / WEIGHTS).read_bytes() == hub.files[WEIGHTS] for teacher in teachers] == [True, True]
+    assert hub.served == {name: len(data) for name, data in hub.files.items() if name in hub.served}
 
 
 def test_the_token_goes_to_the_hub_only_when_given(hub: LocalHub, work: Project, tmp_path: Path) -> None:

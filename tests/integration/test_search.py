@@ -19,7 +19,7 @@ from pipeline.stages import kernel_costs
 from pipeline.stages.calibrate import calibrate
 from pipeline.stages.convert import convert
 from pipeline.stages.project import Project
-from pipeline.stages.quantize import quantize
+from pipeline.stages.quantize import load_imatrix, origin, quantize, used
 from pipeline.stages.search import search
 from pipeline.stages.searcher import Searcher
 from pipeline.stages.sensitivity import sensitivity
@@ -128,17 +128,30 @@ def test_a_search_gives_the_same_bytes_again_and_after_a_kill(surveyed: Project)
     assert (surveyed.recipe_file(HERE).read_bytes(), surveyed.search(HERE).read_bytes()) == first
 
 
-def test_a_budget_in_bytes_is_the_files(surveyed: Project) -> None:
-    """With `bytes_max` the file itself is no larger; with less than any mix takes the error says what to raise."""
+def released(work: Project, budget: Budget, out: Path) -> tuple[int, Recipe]:
+    """Bytes of the file that is released of what a search finds."""
+    recipe, _ = Searcher(work, HERE, budget).search()
+    imatrix = load_imatrix(work.imatrix(TIER))
+    says = origin(work.imatrix(TIER), imatrix, TIER) if recipe.imatrix else None
+    llama.quantize(work.gguf(TIER), out, recipe, used(imatrix, recipe), 1, metadata=says)
+    return out.stat().st_size, recipe
+
+
+def test_a_budget_in_bytes_is_the_released_files(surveyed: Project, tmp_path: Path) -> None:
+    """With `bytes_max` the file with all its header is no larger, even where another mix would miss it by a byte."""
+    out, some = tmp_path / "model.gguf", {"types": ["Q3_K", "Q4_K"], "measured": 6}
+    most, recipe = released(surveyed, Budget(bytes_max=10**9, **some), out)
+    assert recipe.imatrix
+    less, _ = released(surveyed, Budget(bytes_max=most - 1, **some), out)
+    assert most * 0.9 < less < most
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_too_few_bytes_for_any_mix_are_told_of(surveyed: Project, share: float) -> None:
+    """With less than any mix takes, or than the file has beside its matrices, the error says what to raise."""
     smallest = Searcher(surveyed, HERE, Budget(bytes_max=10**9, types=["Q2_K"], measured=1)).search()[1].chosen.size
-    header = surveyed.gguf(TIER).stat().st_size - sum(t.size for t in Trials(surveyed, TIER).header.tensors)
-    limit = header + int(smallest * 1.3)
-    recipe, found = Searcher(surveyed, HERE, Budget(bytes_max=limit, types=TYPES, measured=6)).search()
-    (made,) = Trials(surveyed, TIER).measure([recipe])
-    assert made.size <= limit
-    assert found.chosen.size > smallest
     with pytest.raises(StageError, match="no mix fits") as caught:
-        Searcher(surveyed, HERE, Budget(bytes_max=header + smallest // 2, types=TYPES)).search()
+        Searcher(surveyed, HERE, Budget(bytes_max=1 + int(smallest * share), types=TYPES)).search()
     assert "recipes.x86_64.search" in caught.value.hint
 
 

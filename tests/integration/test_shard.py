@@ -25,7 +25,8 @@ from pipeline.manifest.statement import SHARDS
 from pipeline.model.layout import Layout, rank_file
 from pipeline.model.tensor_file import Spec, TensorFile
 from pipeline.ports.files import tree_digest
-from pipeline.stages.shard import shard, split
+from pipeline.stages.shard import shard
+from pipeline.stages.split import split
 from pipeline.stages.tensor_parallel import Answer, Job, Output, Request, launch, main
 from tests.support import models
 from tests.support.projects import DEMO, project
@@ -158,6 +159,7 @@ def test_the_variants_are_the_tiers_model_split_once(tmp_path: Path) -> None:
     )
     models.save(work.teacher, models.llama())
     made = shard(work)
+    assert tree_digest(work.model(Tier.LARGE)) == tree_digest(work.teacher)
     assert made == [work.variant(Variant(Tier.LARGE, target)) for target in Target]
     assert len({tree_digest(folder) for folder in made}) == 1
     folder = made[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,10 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class LocalHub:
-    """One repository at one revision; `served` counts body bytes by file, `ranges` lists the Range headers seen."""
+    """One repository at one revision; `served` counts body bytes by file, `ranges` lists the Range headers seen.
+
+    The second half of the weights comes `pause_s` seconds after the first.
+    """
 
     files: dict[str, bytes]
     endpoint: str = ""
@@ -26,6 +30,7 @@ class LocalHub:
     gated: bool = False
     cut_after: int | None = None
     stay_up: bool = False
+    pause_s: float = 0
     whole_only: bool = False
     down: bool = False
     sha: str = REVISION
@@ -122,6 +127,10 @@ def serving(hub: LocalHub) -> Iterator[LocalHub]:
             if hub.cut_after is not None and name.endswith(".safetensors"):
                 part, hub.cut_after, hub.down = part[: hub.cut_after], None, not hub.stay_up
                 self.close_connection = True
+            if hub.pause_s and name.endswith(".safetensors"):
+                self.wfile.write(part[: len(part) // 2])
+                time.sleep(hub.pause_s)
+                part, hub.served[name] = part[len(part) // 2 :], hub.served[name] + len(part) // 2
             self.wfile.write(part)
             hub.served[name] += len(part)
 

@@ -67,7 +67,7 @@ def release_project(root: Path) -> None:
     params["channels"]["canary"] = params["channels"]["dev"]  # whether or not there are emulators here
     params["release"].update(line="own", version=1)
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    for name in ("dvc.yaml", ".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", "requirements/tools.yaml", ".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, root / name)
     shutil.copytree(REPOSITORY / "pipeline", root / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))

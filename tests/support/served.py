@@ -24,7 +24,7 @@ from pipeline.stages import gguf_run, shards_run
 from pipeline.stages.convert import convert
 from pipeline.stages.gguf_run import Asked, Launcher
 from pipeline.stages.golden import Request, Requests
-from pipeline.stages.shard import split
+from pipeline.stages.split import split
 from pipeline.toolchain import runtime
 from tests.support import evidence, models
 from tests.support.llama_server import demo_gguf

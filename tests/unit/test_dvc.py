@@ -17,6 +17,9 @@ from pipeline.catalog.names import GGUF_TIERS, Target, Tier
 ROOT = Path(__file__).parents[2]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 GRAPH = grimp.build_graph("pipeline", cache_dir=None)
+WHOLE = grimp.build_graph(
+    "pipeline", cache_dir=None, include_external_packages=True, exclude_type_checking_imports=True
+)
 
 # The module of a stage that has another name than the stage, and stages without code dependencies because they always
 # run or are cheap to follow by hand.
@@ -26,6 +29,10 @@ UNUSED = {"check": "check_shards", "check-emulated": "check_shards", "check-larg
 # Targets that are emulated where a release is built on x86_64.
 FOREIGN = (Target.ARM64, Target.RISCV64)
 FREE = {"emulators", "previous", "manifest"}
+# Stages whose outputs are released, or what recipes are found by.
+MAKING = ("teacher", "distill", "convert", "calibrate", "sensitivity", "search", "quantize", "shard", "runtime")
+TOOLS = "requirements/tools.yaml"
+PINNED = yaml.safe_load((ROOT / TOOLS).read_text())
 # Plumbing that moves bytes but does not decide them: changing it must not train models again.
 PLUMBING = re.compile(
     r"pipeline\.(errors|catalog\..*|catalog|manifest\..*|manifest|ports|stages|toolchain|demo|registry"
@@ -69,3 +76,19 @@ def test_a_stage_depends_on_the_code_that_decides_its_output(stage: str) -> None
     listed = {dep for dep in STAGES[stage]["deps"] if str(dep).startswith("pipeline/")}
     assert files <= listed, f"add to dvc.yaml: {sorted(files - listed)}"
     assert all((ROOT / dep).exists() for dep in listed)
+
+
+@pytest.mark.parametrize("stage", MAKING)
+def test_a_stage_depends_on_the_tools_that_decide_its_output(stage: str) -> None:
+    """Every pinned tool that a stage's code imports, and the compiler of the programs it runs, is among its params."""
+    tracked = {tool for entry in STAGES[stage]["params"] if isinstance(entry, dict) for tool in entry.get(TOOLS, [])}
+    compiled = {"ziglang"} if "pipeline/toolchain/runtime.py" in STAGES[stage]["deps"] else set()
+    assert WHOLE.find_upstream_modules(f"pipeline.stages.{stage}") & set(PINNED) | compiled <= tracked <= set(PINNED)
+
+
+def test_the_tools_that_stages_depend_on_are_those_installed() -> None:
+    """Their versions are the lock file's and the Makefile's."""
+    locked = (ROOT / "requirements/build.txt").read_text()
+    torch = re.findall(r"^TORCH +:= (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    found = {name: re.findall(rf"^{name}==(\S+)", locked, re.MULTILINE) for name in PINNED}
+    assert {**found, "torch": torch} == PINNED

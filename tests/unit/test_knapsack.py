@@ -54,6 +54,12 @@ def test_a_limit_that_is_met_exactly_can_be_kept() -> None:
     assert solve(groups, {"bytes": 6.0}) is None
 
 
+@pytest.mark.parametrize("limit", [0.0, -1.0, -1e9])
+def test_nothing_fits_no_room(limit: float) -> None:
+    """A limit of nothing, or of less, is one that no choice keeps."""
+    assert solve([[Option(1.0, {"bytes": 3}), Option(0.5, {"bytes": 5})]], {"bytes": limit}) is None
+
+
 def test_losses_of_nothing_are_solved_too() -> None:
     """Options without any loss do not upset the scale."""
     assert solve([[Option(0.0, {"bytes": 1})]], {"bytes": 1.0}) == Solution((0,), 0.0, 0.0)

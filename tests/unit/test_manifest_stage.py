@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import pytest
 import yaml
 
+from pipeline.errors import StageError
 from pipeline.manifest import statement
-from pipeline.stages.manifest import lock_digest
+from pipeline.stages.manifest import TOOLS, lock_digest, tools
 from pipeline.stages.rebuild import digests
 from tests.support import releases
+from tests.support.projects import REPOSITORY, project
 
 LOCK = {
     "schema": "2.0",
@@ -31,6 +35,18 @@ def test_the_lock_digest_is_over_what_decides_bytes() -> None:
     assert lock_digest(_changed("quantize@tiny-edge-arm64")) != digest
     assert lock_digest(_changed("check@tiny-edge-arm64")) == digest
     assert lock_digest(yaml.safe_dump(LOCK, sort_keys=False)) == digest
+
+
+def test_the_manifest_names_the_tools_that_stages_depend_on(tmp_path: Path) -> None:
+    """The compiler is among them, and another version than the one pinned is refused."""
+    work = project(tmp_path, {"embedded": {"path": "x", "digest": f"sha256:{'0' * 64}"}})
+    pins = tmp_path / TOOLS
+    pins.parent.mkdir()
+    shutil.copy(REPOSITORY / TOOLS, pins)
+    assert tools(work)["ziglang"] in yaml.safe_load(pins.read_text())["ziglang"]
+    pins.write_text('ziglang: ["0.1"]\n')
+    with pytest.raises(StageError, match=r"ziglang .* is installed, requirements/tools.yaml has 0\.1"):
+        tools(work)
 
 
 def test_rebuild_compares_every_digest_of_a_manifest(tmp_path: Path) -> None:

@@ -74,6 +74,23 @@ def test_a_prompt_without_an_answer_counts_by_its_own_tokens() -> None:
     assert quality(PROMPTS, whole, run).perplexity_ratio == pytest.approx(math.e, rel=1e-5)
 
 
+def test_the_interval_of_exact_match_is_about_its_figure() -> None:
+    """Families count alike in the interval too, however many prompts each has."""
+    right = {"f": (81, 90), "g": (3, 10)}  # of each family's prompts
+    prompts = [
+        GoldenPrompt(id=f"{family}{n}", family=family, prompt="p", expected="one" if n < good else "two", max_tokens=4)
+        for family, (good, count) in right.items()
+        for n in range(count)
+    ]
+    requests = [REQUESTS[0].model_copy(update={"id": p.id}) for p in prompts]
+    zeros = {"kl": [0.0] * 4, "nll": [0.0] * 3, "reference_nll": [0.0] * 3}
+    answers = [GoldenAnswer(id=p.id, tokens=[], text="one", ttft_ns=1, step_ns=[], **zeros) for p in prompts]
+    found = quality(prompts, requests, GoldenRun(vocabulary=VOCABULARY, peak_rss_bytes=0, answers=answers))
+    assert found.exact_match == 0.6
+    assert found.exact_match_interval is not None
+    assert (found.exact_match_interval.low, found.exact_match_interval.high) == pytest.approx((0.45, 0.75), abs=0.03)
+
+
 def test_a_run_that_compared_too_little_has_no_quality() -> None:
     """A missing position is an error instead of a better mean."""
     with pytest.raises(StageError, match="a: not every position was compared"):
