@@ -227,3 +227,24 @@ def test_the_queue_is_bounded_and_in_order() -> None:
         assert order == ["i1", "i2", "b1"]
 
     asyncio.run(run())
+
+
+def test_who_waits_again_keeps_its_place() -> None:
+    """A look at the servers in between leaves nothing behind, and nobody who came later is woken before."""
+
+    async def run() -> None:
+        waiting = Waiting(2)
+        early, late = waiting.ticket(Priority.INTERACTIVE), waiting.ticket(Priority.INTERACTIVE)
+        assert await waiting.wait(early, 0.01)
+        assert len(waiting) == 0
+        second = asyncio.ensure_future(waiting.wait(late, 5))
+        again = asyncio.ensure_future(waiting.wait(early, 5))
+        await asyncio.sleep(0)
+        assert len(waiting) == 2
+        waiting.wake()
+        await asyncio.sleep(0.01)
+        assert (again.done(), second.done(), len(waiting)) == (True, False, 1)
+        assert await again
+        second.cancel()
+
+    asyncio.run(run())

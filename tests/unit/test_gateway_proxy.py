@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.manifest.encoding import sha256
 from pipeline.peers.status import Pool, Served, State
-from tests.support.gateways import CHAT, LARGE, TINY, Running, chat, running
+from tests.support.gateways import CHAT, LARGE, QUICK, TINY, Running, chat, running
 from tests.support.releases import gguf_bytes
 from tests.support.upstreams import (
     Behaviour,
@@ -424,6 +424,21 @@ def test_interactive_requests_go_before_batch(tmp_path: Path) -> None:
 
     limits = {"in_flight": 1, "wait_s": 20.0}
     play(tmp_path, scenario, edge={"pi": held}, nvlink={"gpu": held}, limits=limits)
+
+
+def test_a_place_that_is_long_in_coming_is_waited_for(tmp_path: Path) -> None:
+    """Who waits longer than until the next look at the servers is answered all the same."""
+
+    async def scenario(at: Running) -> None:
+        replies = await asyncio.gather(at.ask(chat()), at.ask(chat()))
+        assert [reply.status for reply in replies] == [200, 200]
+
+    async def slow(call: Any) -> None:
+        await asyncio.sleep(1.0)
+        await says("a")(call)
+
+    one = {"status": {"pi": {"slots": 1}}, "policy": {"queue_depth": 0}}
+    play(tmp_path, scenario, edge={"pi": slow}, limits={**QUICK, "wait_s": 20.0}, **one)
 
 
 def test_a_full_queue_refuses(tmp_path: Path) -> None:
