@@ -127,6 +127,7 @@ class Answer:
     """An answer that knows whether it was closed."""
 
     name: str
+    is_rejection: bool = False
     closed: bool = False
 
     def close(self) -> None:
@@ -177,6 +178,37 @@ def test_two_answers_at_once_are_one_answer() -> None:
         assert closed == {"a", "b"} - {won.answer.name}
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("does", "asked", "wins"),
+    [
+        pytest.param({"a": "rejects"}, "a", ("a", None), id="the first at once"),
+        pytest.param({"a": "slow", "b": "rejects"}, "ab", ("a", None), id="a hedge"),
+        pytest.param({"a": "late rejects", "b": "slow"}, "ab", ("b", Reason.HEDGE), id="the first, a hedge runs"),
+        pytest.param({"a": "late rejects", "b": "late fails"}, "ab", ("a", None), id="the first, its hedge fails"),
+        pytest.param({"a": "late rejects", "b": "rejects"}, "ab", ("a", None), id="both"),
+        pytest.param({"a": "slow fails", "b": "rejects"}, "abc", ("c", Reason.RETRY), id="a hedge, the first fails"),
+        pytest.param({"a": "fails", "b": "rejects"}, "abc", ("c", Reason.RETRY), id="a further one"),
+        pytest.param({"a": "fails", "b": "fails", "c": "rejects"}, "abc", ("c", Reason.RETRY), id="the last one"),
+        pytest.param({"a": "fails", "b": "rejects", "c": "fails"}, "abc", ("b", Reason.RETRY), id="all others fail"),
+    ],
+)
+def test_a_rejection_wins_no_race(does: dict[str, str], asked: str, wins: tuple[str, Reason | None]) -> None:
+    """The first endpoint's rejection is the answer where it is alone, another's where nobody answers; all else is closed."""
+    answers: dict[str, Answer] = {}
+
+    async def attempt(choice: Choice) -> Answer:
+        what = does.get(choice.endpoint, "")
+        answer = answers[choice.endpoint] = Answer(choice.endpoint, what.endswith("rejects"))
+        await asyncio.sleep({"late": 0.05, "slow": 0.1}.get(what.partition(" ")[0], 0))
+        if what.endswith("fails"):
+            raise UpstreamError(Fault.CLOSED, "no")
+        return answer
+
+    won = asyncio.run(first(CHOICES, attempt, 3, Hedge(0.01, lambda: True)))
+    assert ("".join(answers), (won.answer.name, won.why)) == (asked, wins)
+    assert all(a.closed for a in answers.values() if a.is_rejection and a is not won.answer)
 
 
 def test_attempts_are_bounded() -> None:

@@ -346,6 +346,68 @@ def test_what_a_server_says_is_wrong_with_a_request_reaches_the_client(tmp_path:
     play(tmp_path, scenario, edge={"pi": replies(400, said)}, nvlink={"gpu": says("b")})
 
 
+REJECTS = replies(400, b'{"error": {"message": "seed is not supported", "type": "invalid_request_error"}}')
+
+
+def test_a_hedge_that_is_rejected_changes_nothing(tmp_path: Path) -> None:
+    """What the second server does not take, the slow first one may: its answer is the client's."""
+
+    refused = asyncio.Event()
+
+    async def rejects(call: Any) -> None:
+        await REJECTS(call)
+        refused.set()
+
+    async def slow(call: Any) -> None:
+        await refused.wait()
+        await asyncio.sleep(0.2)
+        await says("a")(call)
+
+    async def scenario(at: Running) -> None:
+        for _ in range(4):
+            await at.ask(chat(seed=1))
+        at.servers["pi"].behave = slow
+        reply = await at.ask(chat(seed=1))
+        assert (reply.status, reply.headers["x-edge-endpoint"]) == (200, "pi")
+        assert len(at.servers["gpu"].calls) == 1
+        assert not any(at.gateway.fleet.flights.values())
+
+    play(tmp_path, scenario, edge={"pi": says("a")}, nvlink={"gpu": rejects}, effort={"hedge_after": 4})
+
+
+def test_a_server_that_rejects_the_rest_is_passed_over(tmp_path: Path) -> None:
+    """An answer that broke off goes on at the next server that takes it; who rejected it is not asked again."""
+    behaviours, asked = iter([breaks_after(SOME), REJECTS, REJECTS, says("hello")]), []
+
+    def behaves(name: str) -> Behaviour:
+        async def behave(call: Any) -> None:
+            asked.append(name)
+            await next(behaviours)(call)
+
+        return behave
+
+    async def scenario(at: Running) -> None:
+        reply = await at.ask(chat(stream=True, temperature=0))
+        assert (reply.text, reply.is_whole) == ("hello", True)
+        assert len(asked) == 4
+        assert asked[3] not in asked[1:3]
+        assert not any(at.gateway.fleet.flights.values())
+
+    play(tmp_path, scenario, edge={name: behaves(name) for name in ("a", "b", "c", "d")})
+
+
+def test_rejections_are_no_service_times(tmp_path: Path) -> None:
+    """How fast a server refuses says nothing of how long its answers take, nor when a second one is to be asked."""
+
+    async def scenario(at: Running) -> None:
+        for _ in range(4):
+            assert (await at.ask(chat())).status == 400
+        assert at.gateway.fleet.members["pi"].service_ms is None
+        assert at.gateway.proxy.hedging.delay_s((Pool.EDGE, False)) is None
+
+    play(tmp_path, scenario, edge={"pi": REJECTS}, nvlink={"gpu": says("b")}, effort={"hedge_after": 2})
+
+
 @pytest.mark.parametrize(
     ("body", "path", "status", "code"),
     [
