@@ -290,6 +290,22 @@ def test_a_client_that_leaves_frees_its_server(tmp_path: Path, stream: bool) -> 
     play(tmp_path, scenario, edge={"pi": breaks_after(SOME, "hang") if stream else hangs})
 
 
+def test_a_client_that_takes_nothing_and_leaves_frees_its_server(tmp_path: Path) -> None:
+    """A stream whose head is not taken is closed as any other: nothing counts as under way."""
+
+    async def scenario(at: Running) -> None:
+        leave, stuck = asyncio.Event(), asyncio.Event()
+        asking = asyncio.ensure_future(at.ask(chat(stream=True), leave=leave, stuck=stuck))
+        await stuck.wait()
+        leave.set()
+        await asking
+        await asyncio.wait_for(at.servers["pi"].left.wait(), 60)
+        assert at.lines[-1]["outcome"] == "left"
+        assert (at.gateway.proxy.in_flight, at.gateway.fleet.flights["pi"]) == (0, 0)
+
+    play(tmp_path, scenario, edge={"pi": breaks_after(SOME, "hang")})
+
+
 def test_a_slow_server_is_hedged(tmp_path: Path) -> None:
     """After a quantile of the usual time a second server is asked, the faster wins, the other is called off."""
 
@@ -394,6 +410,18 @@ def test_a_server_that_rejects_the_rest_is_passed_over(tmp_path: Path) -> None:
         assert not any(at.gateway.fleet.flights.values())
 
     play(tmp_path, scenario, edge={name: behaves(name) for name in ("a", "b", "c", "d")})
+
+
+def test_an_answer_whose_rest_nobody_takes_leaves_nothing(tmp_path: Path) -> None:
+    """The client gets an error event, and no rejected continuation counts as under way."""
+
+    async def scenario(at: Running) -> None:
+        reply = await at.ask(chat(stream=True))
+        assert reply.chunks[-1]["error"]["code"] == "stream_broken"
+        assert at.servers["gpu"].calls
+        assert not any(at.gateway.fleet.flights.values())
+
+    play(tmp_path, scenario, edge={"pi": breaks_after(SOME)}, nvlink={"gpu": REJECTS}, effort={"continuations": 1})
 
 
 def test_rejections_are_no_service_times(tmp_path: Path) -> None:

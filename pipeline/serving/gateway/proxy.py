@@ -199,6 +199,7 @@ class Proxy:
             await wire.begin_events(job.send, shown)
             await relay.run(won, job.send)
         finally:
+            won.answer.close()
             line.generated = sum(map(sse.count, relay.blocks))
         if line.outcome == "answered" and not line.continued:
             self._took(won.answer, line.generated)
