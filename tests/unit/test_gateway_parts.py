@@ -101,6 +101,35 @@ def test_what_is_no_plain_text_is_not_continued(event: dict[str, Any]) -> None:
     assert payload.can_continue(ask, sse.so_far([piece("a")]))
 
 
+SCHEMA = {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "continues"),
+    [
+        pytest.param({}, {Kind.CHAT, Kind.COMPLETIONS}, id="free"),
+        pytest.param({"grammar": 'root ::= "a"'}, set(), id="grammar"),
+        pytest.param({"grammar": ""}, {Kind.CHAT, Kind.COMPLETIONS}, id="empty grammar"),
+        pytest.param({"json_schema": SCHEMA}, set(), id="json_schema"),
+        pytest.param({"json_schema": None}, {Kind.CHAT, Kind.COMPLETIONS}, id="no json_schema"),
+        pytest.param({"guided_regex": "a+"}, set(), id="guided_regex"),
+        pytest.param({"structured_outputs": {"choice": ["a"]}}, set(), id="structured_outputs"),
+        pytest.param({"response_format": {"type": "json_object"}}, set(), id="json_object"),
+        pytest.param(
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}, set(), id="schema"
+        ),
+        pytest.param({"response_format": "json"}, set(), id="a format nobody knows"),
+        pytest.param({"response_format": {"type": "text"}}, {Kind.CHAT, Kind.COMPLETIONS}, id="text"),
+        pytest.param({"echo": True}, {Kind.CHAT}, id="echo"),
+    ],
+)
+def test_what_has_a_form_is_not_continued(fields: dict[str, Any], continues: set[Kind]) -> None:
+    """A grammar would begin anew with the rest and an echo would come twice, so nobody is asked to go on."""
+    bodies = {Kind.CHAT: {"messages": [{"role": "user", "content": "a"}]}, Kind.COMPLETIONS: {"prompt": "a"}}
+    asks = [parse(kind, json.dumps({"model": "auto", **body, **fields}).encode(), {}) for kind, body in bodies.items()]
+    assert {a.kind for a in asks if payload.can_continue(a, sse.so_far([piece("{")]))} == continues
+
+
 def test_a_text_completion_goes_on_from_its_prompt() -> None:
     """The rest of a text completion is asked for by prompt and text so far, with what is left of max_tokens."""
     ask = parse(Kind.COMPLETIONS, b'{"model": "auto", "prompt": "a", "max_tokens": 5}', {})

@@ -273,6 +273,17 @@ def test_what_nobody_can_continue_ends_with_an_error(tmp_path: Path) -> None:
     play(tmp_path, scenario, edge={"pi": breaks_after(SOME)}, nvlink={"gpu": says("x")}, effort={"continuations": 1})
 
 
+def test_an_answer_with_a_form_ends_with_an_error(tmp_path: Path) -> None:
+    """Its rest from another server would begin the form anew: the client is told instead."""
+
+    async def scenario(at: Running) -> None:
+        reply = await at.ask(chat(stream=True, temperature=0, grammar='root ::= "he" "llo"'))
+        assert (reply.text, reply.chunks[-1]["error"]["code"]) == ("he", "stream_broken")
+        assert at.servers["gpu"].calls == []
+
+    play(tmp_path, scenario, edge={"pi": breaks_after(SOME)}, nvlink={"gpu": says("hello")})
+
+
 @pytest.mark.parametrize("stream", [pytest.param(False, id="whole"), pytest.param(True, id="streamed")])
 def test_a_client_that_leaves_frees_its_server(tmp_path: Path, stream: bool) -> None:
     """The connection to the server is cut at once, and the place is free again."""
