@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pipeline.errors import CatalogError
 from pipeline.peers.status import Pool
 from pipeline.serving.decision import Choice, Priority, Reason
-from pipeline.serving.gateway import payload, sse
-from pipeline.serving.gateway.ask import Kind, parse
+from pipeline.serving.gateway import payload, sse, wire
+from pipeline.serving.gateway.ask import Ask, Kind, parse
 from pipeline.serving.gateway.attempts import Hedge, first
 from pipeline.serving.gateway.hedging import Hedging
 from pipeline.serving.gateway.problems import Problem
@@ -149,6 +149,60 @@ def test_any_json_is_a_request_or_a_problem(document: Any, kind: Kind) -> None:
         assert e.status == 400
     else:
         assert payload.body(ask, "v")
+
+
+def _asked(given: list[tuple[bytes, bytes]], **fields: Any) -> Ask:
+    body = {"model": "auto", "prompt": "a", **fields}
+    return parse(Kind.COMPLETIONS, json.dumps(body).encode(), wire.by_name([(b"host", b"a"), *given]))
+
+
+@pytest.mark.parametrize(
+    ("values", "sensitive"),
+    [
+        pytest.param([], False, id="absent"),
+        *(pytest.param([v], True, id=v) for v in ("true", "True", "1", "yes", "ON", " on ")),
+        *(pytest.param([v], False, id=v) for v in ("false", "FALSE", "0", "no", "off")),
+        *(pytest.param([v], None, id=v or "empty") for v in ("", "y", "t", "truee", "sensitive", "null", "\xe9")),
+        pytest.param(["false", "true"], True, id="twice, the last true"),
+        pytest.param(["true", "false"], True, id="twice, the first true"),
+        pytest.param(["no", "false"], False, id="twice, none true"),
+        pytest.param(["true,false"], True, id="joined"),
+        pytest.param(["true", "maybe"], None, id="twice, one unknown"),
+    ],
+)
+def test_a_sensitive_request_is_never_guessed_not_to_be(values: list[str], sensitive: bool | None) -> None:
+    """One yes of several is enough, and what is neither yes nor no is a problem that names the header."""
+    given = [(b"x-edge-sensitive", v.encode("latin-1")) for v in values]
+    if sensitive is None:
+        with pytest.raises(Problem) as e:
+            _asked(given)
+        assert (e.value.status, e.value.param) == (400, "x-edge-sensitive")
+        return
+    assert _asked(given).sensitive is sensitive
+    assert _asked(given, sensitive=True).sensitive
+
+
+def test_a_field_that_says_nothing_leaves_its_header() -> None:
+    """The body's field counts before the header, unless it is null."""
+    given = [(b"x-edge-priority", b"batch"), (b"x-edge-deadline-ms", b"5")]
+    found = _asked(given, priority=None, deadline_ms=7)
+    assert (found.priority, found.deadline_ms) == (Priority.BATCH, 7)
+
+
+@pytest.mark.parametrize(
+    ("header", "values"),
+    [
+        pytest.param("priority", ["Batch"], id="priority"),
+        pytest.param("priority", ["batch", "interactive"], id="two priorities"),
+        *(pytest.param("deadline-ms", [v], id=f"deadline {v}") for v in ("", "soon", "-1", "nan", "inf", "5s")),
+        pytest.param("deadline-ms", ["5", "9"], id="two deadlines"),
+    ],
+)
+def test_headers_that_mean_nothing_are_refused(header: str, values: list[str]) -> None:
+    """A priority or deadline that cannot be read is not taken for none."""
+    with pytest.raises(Problem) as e:
+        _asked([(f"x-edge-{header}".encode(), v.encode()) for v in values])
+    assert (e.value.status, e.value.param) == (400, header.replace("-", "_"))
 
 
 @dataclass

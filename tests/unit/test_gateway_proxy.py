@@ -75,6 +75,13 @@ def test_an_answer_says_where_it_comes_from(tmp_path: Path) -> None:
         pytest.param({"sensitive": True, "max_tokens": 900}, {}, "pi", "sensitive", id="sensitive"),
         pytest.param({"max_tokens": 900}, {"x-edge-sensitive": "true"}, "pi", "sensitive", id="sensitive by header"),
         pytest.param({"sensitive": False, "max_tokens": 900}, {"x-edge-sensitive": "1"}, "pi", "sensitive", id="both"),
+        pytest.param(
+            {"max_tokens": 900},
+            {"x-edge-sensitive": "on", "X-Edge-Sensitive": "false"},
+            "pi",
+            "sensitive",
+            id="sensitive by one of two headers",
+        ),
     ],
 )
 def test_what_a_request_says_of_itself_counts(

@@ -70,7 +70,7 @@ class Proxy:
     async def handle(self, kind: Kind, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         """Answer one request."""
         began = self.asking.clock()
-        headers = dict(scope["headers"])
+        headers = wire.by_name(scope["headers"])
         line = Line(self.new_id(), kind, at=round(self.now().timestamp(), 3))
         try:
             wire.check_headers(scope["headers"], self.settings.limits)
