@@ -84,8 +84,9 @@ class Running:
         leave: asyncio.Event | None = None,
         got: Callable[[bytes], None] = lambda _: None,
         method: str = "POST",
+        stuck: asyncio.Event | None = None,
     ) -> Reply:
-        """Send one request; a client leaves when `leave` is set."""
+        """Send one request; a client leaves when `leave` is set. One that takes nothing sets `stuck` when something comes."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         scope = {
             "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"",
@@ -109,6 +110,9 @@ class Running:
         async def send(message: Any) -> None:
             sent.append(message)
             got(message.get("body", b""))
+            if stuck is not None:
+                stuck.set()
+                await asyncio.Event().wait()
 
         leaving = asyncio.create_task(leaves())
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.serving.gateway.breaker import Breaker, Circuit
@@ -34,7 +34,21 @@ def test_one_probe_at_a_time() -> None:
     assert (again.circuit(2.9), again.circuit(3.0)) == (Circuit.OPEN, Circuit.HALF_OPEN)
 
 
+def test_one_crash_costs_one_pause() -> None:
+    """Requests that began before the circuit opened fail one after another; only a failed probe doubles the pause."""
+    crashed = _failed(8)
+    assert (crashed.until, crashed.failures) == (1.0, 3)
+    assert crashed.failed(1.5).circuit(1.5) is Circuit.HALF_OPEN
+    assert crashed.began(1.5).failed(1.5).until == 3.5
+
+
 @given(st.integers(0, 60), st.floats(0, 1e9))
-def test_no_pause_exceeds_the_longest(times: int, now: float) -> None:
-    """However often it failed, an endpoint is probed again in half a minute."""
-    assert _failed(times, now).circuit(now + 30.1) is not Circuit.OPEN
+@example(2000, 0.0)
+def test_no_pause_exceeds_the_longest(probes: int, now: float) -> None:
+    """However many probes failed, an endpoint is probed again in half a minute."""
+    breaker = _failed(3, now)
+    for _ in range(probes):
+        assert breaker.until is not None
+        now = breaker.until
+        breaker = breaker.began(now).failed(now)
+    assert breaker.circuit(now + 30.1) is Circuit.HALF_OPEN

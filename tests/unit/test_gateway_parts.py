@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pipeline.errors import CatalogError
 from pipeline.peers.status import Pool
 from pipeline.serving.decision import Choice, Priority, Reason
-from pipeline.serving.gateway import payload, sse
-from pipeline.serving.gateway.ask import Kind, parse
+from pipeline.serving.gateway import payload, sse, wire
+from pipeline.serving.gateway.ask import Ask, Kind, parse
 from pipeline.serving.gateway.attempts import Hedge, first
 from pipeline.serving.gateway.hedging import Hedging
 from pipeline.serving.gateway.problems import Problem
@@ -101,6 +101,35 @@ def test_what_is_no_plain_text_is_not_continued(event: dict[str, Any]) -> None:
     assert payload.can_continue(ask, sse.so_far([piece("a")]))
 
 
+SCHEMA = {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "continues"),
+    [
+        pytest.param({}, {Kind.CHAT, Kind.COMPLETIONS}, id="free"),
+        pytest.param({"grammar": 'root ::= "a"'}, set(), id="grammar"),
+        pytest.param({"grammar": ""}, {Kind.CHAT, Kind.COMPLETIONS}, id="empty grammar"),
+        pytest.param({"json_schema": SCHEMA}, set(), id="json_schema"),
+        pytest.param({"json_schema": None}, {Kind.CHAT, Kind.COMPLETIONS}, id="no json_schema"),
+        pytest.param({"guided_regex": "a+"}, set(), id="guided_regex"),
+        pytest.param({"structured_outputs": {"choice": ["a"]}}, set(), id="structured_outputs"),
+        pytest.param({"response_format": {"type": "json_object"}}, set(), id="json_object"),
+        pytest.param(
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}, set(), id="schema"
+        ),
+        pytest.param({"response_format": "json"}, set(), id="a format nobody knows"),
+        pytest.param({"response_format": {"type": "text"}}, {Kind.CHAT, Kind.COMPLETIONS}, id="text"),
+        pytest.param({"echo": True}, {Kind.CHAT}, id="echo"),
+    ],
+)
+def test_what_has_a_form_is_not_continued(fields: dict[str, Any], continues: set[Kind]) -> None:
+    """A grammar would begin anew with the rest and an echo would come twice, so nobody is asked to go on."""
+    bodies = {Kind.CHAT: {"messages": [{"role": "user", "content": "a"}]}, Kind.COMPLETIONS: {"prompt": "a"}}
+    asks = [parse(kind, json.dumps({"model": "auto", **body, **fields}).encode(), {}) for kind, body in bodies.items()]
+    assert {a.kind for a in asks if payload.can_continue(a, sse.so_far([piece("{")]))} == continues
+
+
 def test_a_text_completion_goes_on_from_its_prompt() -> None:
     """The rest of a text completion is asked for by prompt and text so far, with what is left of max_tokens."""
     ask = parse(Kind.COMPLETIONS, b'{"model": "auto", "prompt": "a", "max_tokens": 5}', {})
@@ -122,11 +151,66 @@ def test_any_json_is_a_request_or_a_problem(document: Any, kind: Kind) -> None:
         assert payload.body(ask, "v")
 
 
+def _asked(given: list[tuple[bytes, bytes]], **fields: Any) -> Ask:
+    body = {"model": "auto", "prompt": "a", **fields}
+    return parse(Kind.COMPLETIONS, json.dumps(body).encode(), wire.by_name([(b"host", b"a"), *given]))
+
+
+@pytest.mark.parametrize(
+    ("values", "sensitive"),
+    [
+        pytest.param([], False, id="absent"),
+        *(pytest.param([v], True, id=v) for v in ("true", "True", "1", "yes", "ON", " on ")),
+        *(pytest.param([v], False, id=v) for v in ("false", "FALSE", "0", "no", "off")),
+        *(pytest.param([v], None, id=v or "empty") for v in ("", "y", "t", "truee", "sensitive", "null", "\xe9")),
+        pytest.param(["false", "true"], True, id="twice, the last true"),
+        pytest.param(["true", "false"], True, id="twice, the first true"),
+        pytest.param(["no", "false"], False, id="twice, none true"),
+        pytest.param(["true,false"], True, id="joined"),
+        pytest.param(["true", "maybe"], None, id="twice, one unknown"),
+    ],
+)
+def test_a_sensitive_request_is_never_guessed_not_to_be(values: list[str], sensitive: bool | None) -> None:
+    """One yes of several is enough, and what is neither yes nor no is a problem that names the header."""
+    given = [(b"x-edge-sensitive", v.encode("latin-1")) for v in values]
+    if sensitive is None:
+        with pytest.raises(Problem) as e:
+            _asked(given)
+        assert (e.value.status, e.value.param) == (400, "x-edge-sensitive")
+        return
+    assert _asked(given).sensitive is sensitive
+    assert _asked(given, sensitive=True).sensitive
+
+
+def test_a_field_that_says_nothing_leaves_its_header() -> None:
+    """The body's field counts before the header, unless it is null."""
+    given = [(b"x-edge-priority", b"batch"), (b"x-edge-deadline-ms", b"5")]
+    found = _asked(given, priority=None, deadline_ms=7)
+    assert (found.priority, found.deadline_ms) == (Priority.BATCH, 7)
+
+
+@pytest.mark.parametrize(
+    ("header", "values"),
+    [
+        pytest.param("priority", ["Batch"], id="priority"),
+        pytest.param("priority", ["batch", "interactive"], id="two priorities"),
+        *(pytest.param("deadline-ms", [v], id=f"deadline {v}") for v in ("", "soon", "-1", "nan", "inf", "5s")),
+        pytest.param("deadline-ms", ["5", "9"], id="two deadlines"),
+    ],
+)
+def test_headers_that_mean_nothing_are_refused(header: str, values: list[str]) -> None:
+    """A priority or deadline that cannot be read is not taken for none."""
+    with pytest.raises(Problem) as e:
+        _asked([(f"x-edge-{header}".encode(), v.encode()) for v in values])
+    assert (e.value.status, e.value.param) == (400, header.replace("-", "_"))
+
+
 @dataclass
 class Answer:
     """An answer that knows whether it was closed."""
 
     name: str
+    is_rejection: bool = False
     closed: bool = False
 
     def close(self) -> None:
@@ -179,6 +263,37 @@ def test_two_answers_at_once_are_one_answer() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("does", "asked", "wins"),
+    [
+        pytest.param({"a": "rejects"}, "a", ("a", None), id="the first at once"),
+        pytest.param({"a": "slow", "b": "rejects"}, "ab", ("a", None), id="a hedge"),
+        pytest.param({"a": "late rejects", "b": "slow"}, "ab", ("b", Reason.HEDGE), id="the first, a hedge runs"),
+        pytest.param({"a": "late rejects", "b": "late fails"}, "ab", ("a", None), id="the first, its hedge fails"),
+        pytest.param({"a": "late rejects", "b": "rejects"}, "ab", ("a", None), id="both"),
+        pytest.param({"a": "slow fails", "b": "rejects"}, "abc", ("c", Reason.RETRY), id="a hedge, the first fails"),
+        pytest.param({"a": "fails", "b": "rejects"}, "abc", ("c", Reason.RETRY), id="a further one"),
+        pytest.param({"a": "fails", "b": "fails", "c": "rejects"}, "abc", ("c", Reason.RETRY), id="the last one"),
+        pytest.param({"a": "fails", "b": "rejects", "c": "fails"}, "abc", ("b", Reason.RETRY), id="all others fail"),
+    ],
+)
+def test_a_rejection_wins_no_race(does: dict[str, str], asked: str, wins: tuple[str, Reason | None]) -> None:
+    """The first endpoint's rejection is the answer where it is alone, another's where nobody answers; all else is closed."""
+    answers: dict[str, Answer] = {}
+
+    async def attempt(choice: Choice) -> Answer:
+        what = does.get(choice.endpoint, "")
+        answer = answers[choice.endpoint] = Answer(choice.endpoint, what.endswith("rejects"))
+        await asyncio.sleep({"late": 0.05, "slow": 0.1}.get(what.partition(" ")[0], 0))
+        if what.endswith("fails"):
+            raise UpstreamError(Fault.CLOSED, "no")
+        return answer
+
+    won = asyncio.run(first(CHOICES, attempt, 3, Hedge(0.01, lambda: True)))
+    assert ("".join(answers), (won.answer.name, won.why)) == (asked, wins)
+    assert all(a.closed for a in answers.values() if a.is_rejection and a is not won.answer)
+
+
 def test_attempts_are_bounded() -> None:
     """The last failure comes out after as many attempts as are allowed, going round where endpoints are few."""
     asked: list[str] = []
@@ -225,5 +340,26 @@ def test_the_queue_is_bounded_and_in_order() -> None:
             await asyncio.sleep(0.01)
         await asyncio.gather(*tasks)
         assert order == ["i1", "i2", "b1"]
+
+    asyncio.run(run())
+
+
+def test_who_waits_again_keeps_its_place() -> None:
+    """A look at the servers in between leaves nothing behind, and nobody who came later is woken before."""
+
+    async def run() -> None:
+        waiting = Waiting(2)
+        early, late = waiting.ticket(Priority.INTERACTIVE), waiting.ticket(Priority.INTERACTIVE)
+        assert await waiting.wait(early, 0.01)
+        assert len(waiting) == 0
+        second = asyncio.ensure_future(waiting.wait(late, 5))
+        again = asyncio.ensure_future(waiting.wait(early, 5))
+        await asyncio.sleep(0)
+        assert len(waiting) == 2
+        waiting.wake()
+        await asyncio.sleep(0.01)
+        assert (again.done(), second.done(), len(waiting)) == (True, False, 1)
+        assert await again
+        second.cancel()
 
     asyncio.run(run())

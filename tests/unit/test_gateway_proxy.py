@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.manifest.encoding import sha256
 from pipeline.peers.status import Pool, Served, State
-from tests.support.gateways import CHAT, LARGE, TINY, Running, chat, running
+from tests.support.gateways import CHAT, LARGE, QUICK, TINY, Running, chat, running
 from tests.support.releases import gguf_bytes
 from tests.support.upstreams import (
     Behaviour,
@@ -75,6 +75,13 @@ def test_an_answer_says_where_it_comes_from(tmp_path: Path) -> None:
         pytest.param({"sensitive": True, "max_tokens": 900}, {}, "pi", "sensitive", id="sensitive"),
         pytest.param({"max_tokens": 900}, {"x-edge-sensitive": "true"}, "pi", "sensitive", id="sensitive by header"),
         pytest.param({"sensitive": False, "max_tokens": 900}, {"x-edge-sensitive": "1"}, "pi", "sensitive", id="both"),
+        pytest.param(
+            {"max_tokens": 900},
+            {"x-edge-sensitive": "on", "X-Edge-Sensitive": "false"},
+            "pi",
+            "sensitive",
+            id="sensitive by one of two headers",
+        ),
     ],
 )
 def test_what_a_request_says_of_itself_counts(
@@ -273,6 +280,17 @@ def test_what_nobody_can_continue_ends_with_an_error(tmp_path: Path) -> None:
     play(tmp_path, scenario, edge={"pi": breaks_after(SOME)}, nvlink={"gpu": says("x")}, effort={"continuations": 1})
 
 
+def test_an_answer_with_a_form_ends_with_an_error(tmp_path: Path) -> None:
+    """Its rest from another server would begin the form anew: the client is told instead."""
+
+    async def scenario(at: Running) -> None:
+        reply = await at.ask(chat(stream=True, temperature=0, grammar='root ::= "he" "llo"'))
+        assert (reply.text, reply.chunks[-1]["error"]["code"]) == ("he", "stream_broken")
+        assert at.servers["gpu"].calls == []
+
+    play(tmp_path, scenario, edge={"pi": breaks_after(SOME)}, nvlink={"gpu": says("hello")})
+
+
 @pytest.mark.parametrize("stream", [pytest.param(False, id="whole"), pytest.param(True, id="streamed")])
 def test_a_client_that_leaves_frees_its_server(tmp_path: Path, stream: bool) -> None:
     """The connection to the server is cut at once, and the place is free again."""
@@ -288,6 +306,22 @@ def test_a_client_that_leaves_frees_its_server(tmp_path: Path, stream: bool) -> 
         assert (at.gateway.proxy.in_flight, at.gateway.fleet.flights["pi"]) == (0, 0)
 
     play(tmp_path, scenario, edge={"pi": breaks_after(SOME, "hang") if stream else hangs})
+
+
+def test_a_client_that_takes_nothing_and_leaves_frees_its_server(tmp_path: Path) -> None:
+    """A stream whose head is not taken is closed as any other: nothing counts as under way."""
+
+    async def scenario(at: Running) -> None:
+        leave, stuck = asyncio.Event(), asyncio.Event()
+        asking = asyncio.ensure_future(at.ask(chat(stream=True), leave=leave, stuck=stuck))
+        await stuck.wait()
+        leave.set()
+        await asking
+        await asyncio.wait_for(at.servers["pi"].left.wait(), 60)
+        assert at.lines[-1]["outcome"] == "left"
+        assert (at.gateway.proxy.in_flight, at.gateway.fleet.flights["pi"]) == (0, 0)
+
+    play(tmp_path, scenario, edge={"pi": breaks_after(SOME, "hang")})
 
 
 def test_a_slow_server_is_hedged(tmp_path: Path) -> None:
@@ -344,6 +378,80 @@ def test_what_a_server_says_is_wrong_with_a_request_reaches_the_client(tmp_path:
         assert at.servers["gpu"].calls == []
 
     play(tmp_path, scenario, edge={"pi": replies(400, said)}, nvlink={"gpu": says("b")})
+
+
+REJECTS = replies(400, b'{"error": {"message": "seed is not supported", "type": "invalid_request_error"}}')
+
+
+def test_a_hedge_that_is_rejected_changes_nothing(tmp_path: Path) -> None:
+    """What the second server does not take, the slow first one may: its answer is the client's."""
+
+    refused = asyncio.Event()
+
+    async def rejects(call: Any) -> None:
+        await REJECTS(call)
+        refused.set()
+
+    async def slow(call: Any) -> None:
+        await refused.wait()
+        await asyncio.sleep(0.2)
+        await says("a")(call)
+
+    async def scenario(at: Running) -> None:
+        for _ in range(4):
+            await at.ask(chat(seed=1))
+        at.servers["pi"].behave = slow
+        reply = await at.ask(chat(seed=1))
+        assert (reply.status, reply.headers["x-edge-endpoint"]) == (200, "pi")
+        assert len(at.servers["gpu"].calls) == 1
+        assert not any(at.gateway.fleet.flights.values())
+
+    play(tmp_path, scenario, edge={"pi": says("a")}, nvlink={"gpu": rejects}, effort={"hedge_after": 4})
+
+
+def test_a_server_that_rejects_the_rest_is_passed_over(tmp_path: Path) -> None:
+    """An answer that broke off goes on at the next server that takes it; who rejected it is not asked again."""
+    behaviours, asked = iter([breaks_after(SOME), REJECTS, REJECTS, says("hello")]), []
+
+    def behaves(name: str) -> Behaviour:
+        async def behave(call: Any) -> None:
+            asked.append(name)
+            await next(behaviours)(call)
+
+        return behave
+
+    async def scenario(at: Running) -> None:
+        reply = await at.ask(chat(stream=True, temperature=0))
+        assert (reply.text, reply.is_whole) == ("hello", True)
+        assert len(asked) == 4
+        assert asked[3] not in asked[1:3]
+        assert not any(at.gateway.fleet.flights.values())
+
+    play(tmp_path, scenario, edge={name: behaves(name) for name in ("a", "b", "c", "d")})
+
+
+def test_an_answer_whose_rest_nobody_takes_leaves_nothing(tmp_path: Path) -> None:
+    """The client gets an error event, and no rejected continuation counts as under way."""
+
+    async def scenario(at: Running) -> None:
+        reply = await at.ask(chat(stream=True))
+        assert reply.chunks[-1]["error"]["code"] == "stream_broken"
+        assert at.servers["gpu"].calls
+        assert not any(at.gateway.fleet.flights.values())
+
+    play(tmp_path, scenario, edge={"pi": breaks_after(SOME)}, nvlink={"gpu": REJECTS}, effort={"continuations": 1})
+
+
+def test_rejections_are_no_service_times(tmp_path: Path) -> None:
+    """How fast a server refuses says nothing of how long its answers take, nor when a second one is to be asked."""
+
+    async def scenario(at: Running) -> None:
+        for _ in range(4):
+            assert (await at.ask(chat())).status == 400
+        assert at.gateway.fleet.members["pi"].service_ms is None
+        assert at.gateway.proxy.hedging.delay_s((Pool.EDGE, False)) is None
+
+    play(tmp_path, scenario, edge={"pi": REJECTS}, nvlink={"gpu": says("b")}, effort={"hedge_after": 2})
 
 
 @pytest.mark.parametrize(
@@ -424,6 +532,21 @@ def test_interactive_requests_go_before_batch(tmp_path: Path) -> None:
 
     limits = {"in_flight": 1, "wait_s": 20.0}
     play(tmp_path, scenario, edge={"pi": held}, nvlink={"gpu": held}, limits=limits)
+
+
+def test_a_place_that_is_long_in_coming_is_waited_for(tmp_path: Path) -> None:
+    """Who waits longer than until the next look at the servers is answered all the same."""
+
+    async def scenario(at: Running) -> None:
+        replies = await asyncio.gather(at.ask(chat()), at.ask(chat()))
+        assert [reply.status for reply in replies] == [200, 200]
+
+    async def slow(call: Any) -> None:
+        await asyncio.sleep(1.0)
+        await says("a")(call)
+
+    one = {"status": {"pi": {"slots": 1}}, "policy": {"queue_depth": 0}}
+    play(tmp_path, scenario, edge={"pi": slow}, limits={**QUICK, "wait_s": 20.0}, **one)
 
 
 def test_a_full_queue_refuses(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pipeline.errors import ToolError
 from pipeline.peers.status import State
 from pipeline.serving.decision import Priority
 from pipeline.serving.gateway.callers import add_key
-from pipeline.serving.picker import protocol
+from pipeline.serving.picker import messages, protocol
 from pipeline.serving.picker.server import Door, check
 from tests.support.conversations import BUFFERED, STREAMED, Refused, Running, Sent, head, running
 from tests.support.gateways import TINY, chat, until
@@ -163,6 +163,7 @@ def test_the_data_plane_may_confine_a_request(tmp_path: Path) -> None:
         pytest.param({"body": body(model="gpt")}, 404, "model_not_found", id="model"),
         pytest.param({"body": body(session="x" * (1 << 20))}, 413, "body_too_large", id="size"),
         pytest.param({"content_length": str(1 << 30)}, 413, "body_too_large", id="announced size"),
+        pytest.param({"x_edge_sensitive": "maybe"}, 400, "invalid_value", id="neither sensitive nor not"),
         pytest.param({"x_edge_session": "x" * (17 << 10)}, 431, "headers_too_large", id="headers"),
         pytest.param({"body": body(deadline_ms=1)}, 503, "deadline", id="deadline"),
     ],
@@ -277,6 +278,19 @@ def test_a_stream_counts_for_a_while_after_its_head(tmp_path: Path) -> None:
         assert at.picker.fleet.members["one"].service_ms is not None
 
     play(tmp_path, scenario, edge={"one": says("x")}, poll_s=0.5)
+
+
+def test_a_sensitive_request_stays_at_the_edge(tmp_path: Path) -> None:
+    """It is one by any word for yes, and by one of several headers."""
+
+    async def scenario(at: Running) -> None:
+        sent = await at.conversation().ask(body(max_tokens=4000), x_edge_sensitive="On")
+        assert isinstance(sent, Sent)
+        assert at.address("gpu") not in sent.addresses
+        twice = [{"key": "x-edge-sensitive", "raw_value": word} for word in (b"true", b"false")]
+        assert messages.headers(protocol.HeaderMap(headers=twice)) == {b"x-edge-sensitive": b"true,false"}
+
+    play(tmp_path, scenario)
 
 
 def test_keys_hold_here_too(tmp_path: Path) -> None:

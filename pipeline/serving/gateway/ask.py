@@ -2,7 +2,8 @@
 
 Rules: only what the gateway acts on is checked, every other field is the server's to judge; the gateway's own fields
 (`sensitive`, `family`, `session`, `priority`, `deadline_ms`) may come as headers too (`x-edge-sensitive: true`) and are
-not passed on; a header and a field together mean the stricter of the two.
+not passed on; a field counts before its header, but `sensitive` holds if either says so, and what its header says is
+never guessed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ OWN = frozenset({"sensitive", "family", "session", "priority", "deadline_ms"})
 _FIELDS = tuple(
     (f"x-edge-{field.replace('_', '-')}".encode(), field) for field in ("family", "session", "priority", "deadline_ms")
 )
+_SENSITIVE = "x-edge-sensitive"
+_YES, _NO = frozenset({b"true", b"1", b"yes", b"on"}), frozenset({b"false", b"0", b"no", b"off"})
 _HINTS = {
     **{str(hint): hint for hint in Hint},
     str(Tier.TINY_EDGE): Hint.TINY,
@@ -167,7 +170,7 @@ def parse(kind: Kind, body: bytes, headers: Mapping[bytes, bytes]) -> Ask:
     if not isinstance(document, dict):
         raise Problem(400, "invalid_json", "the body is not a JSON object")
     try:
-        found = _BODIES[kind].model_validate({**_from_headers(headers), **document})
+        found = _BODIES[kind].model_validate({**document, **_from_headers(headers, document)})
     except ValidationError as e:
         first = e.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -176,7 +179,6 @@ def parse(kind: Kind, body: bytes, headers: Mapping[bytes, bytes]) -> Ask:
 
 
 def _ask(kind: Kind, body: _AnyBody, document: dict[str, Any], headers: Mapping[bytes, bytes]) -> Ask:
-    stricter = headers.get(b"x-edge-sensitive", b"").lower() in {b"true", b"1", b"yes"}
     given, max_tokens = 0, body.max_tokens
     # Not isinstance: pydantic's costs as much as all the rest of this.
     if type(body) is GenerateBody:
@@ -196,7 +198,7 @@ def _ask(kind: Kind, body: _AnyBody, document: dict[str, Any], headers: Mapping[
         stream=stream,
         max_tokens=max_tokens,
         family=body.family,
-        sensitive=body.sensitive or stricter,
+        sensitive=_is_sensitive(headers) or body.sensitive,
         priority=Priority(body.priority) if body.priority else Priority.INTERACTIVE,
         deadline_ms=body.deadline_ms,
         session=session,
@@ -221,11 +223,22 @@ def _short(body: GenerateBody) -> dict[str, Any]:
     return sent
 
 
-def _from_headers(headers: Mapping[bytes, bytes]) -> dict[str, Any]:
+def _is_sensitive(headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether the header says so, one yes of several words is enough; raises Problem where one means nothing."""
+    given = headers.get(_SENSITIVE.encode())
+    if given is None:
+        return False
+    words = {word.strip().lower() for word in given.split(b",")}
+    if words - _YES - _NO:
+        raise Problem(400, "invalid_value", f"{_SENSITIVE}: give true or false", param=_SENSITIVE)
+    return not words.isdisjoint(_YES)
+
+
+def _from_headers(headers: Mapping[bytes, bytes], document: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for header, field in _FIELDS:
         value = headers.get(header)
-        if value is not None:
+        if value is not None and document.get(field) is None:
             found[field] = _number(value) if field == "deadline_ms" else value.decode("latin-1")
     return found
 

@@ -32,6 +32,11 @@ class Begun:
     broken: bool = False
     closed: bool = False
 
+    @property
+    def is_rejection(self) -> bool:
+        """Whether it says what is wrong with the request."""
+        return isinstance(self.found, Whole) and self.found.status != 200
+
     def close(self) -> None:
         """Give the connection back, once."""
         if self.closed:

@@ -1,13 +1,16 @@
 """A circuit breaker: whether an endpoint is asked again after it failed.
 
 Rules: pure, time in seconds is an argument; some failures in a row open it; after a pause that doubles with every
-failed probe it lets one request through, whose outcome closes it or opens it again.
+failed probe it lets one request through, whose outcome closes it or opens it again; the failure of a request that began
+before it opened says nothing new.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+
+_DOUBLINGS = 64  # beyond any pause; powers of two leave the range of floats at 1024
 
 
 class Circuit(StrEnum):
@@ -52,8 +55,10 @@ class Breaker:
 
     def failed(self, now: float) -> Breaker:
         """Return it after a failure."""
+        if self.until is not None and not self.probing:
+            return self
         failures = self.failures + 1
         if failures < self.limit:
             return replace(self, failures=failures, probing=False)
-        pause = min(self.pause_s * 2 ** (failures - self.limit), self.longest_s)
+        pause = min(self.pause_s * 2 ** min(failures - self.limit, _DOUBLINGS), self.longest_s)
         return replace(self, failures=failures, until=now + pause, probing=False)

@@ -1,7 +1,8 @@
 """What goes to a server for a request, or for the rest of one.
 
 Rules: the model is named by its variant; an answer is continued by giving its text so far as the last turn, in the
-fields that both llama-server and vLLM know (`continue_final_message`).
+fields that both llama-server and vLLM know (`continue_final_message`). A grammar would begin anew with the rest, so an
+answer that must have a form is not continued.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pipeline.serving.gateway.ask import Ask, Kind
 from pipeline.serving.gateway.sse import SoFar
 
 _PASSED = (b"traceparent", b"tracestate", b"baggage")
+_FORMS = frozenset({"grammar", "json_schema", "structured_outputs"})  # and vLLM's older guided_*
 
 
 def body(ask: Ask, variant: str) -> bytes:
@@ -42,11 +44,19 @@ def rest(ask: Ask, variant: str, before: SoFar) -> bytes:
 
 
 def can_continue(ask: Ask, before: SoFar) -> bool:
-    """Return whether an answer can be continued by its text: one choice of plain text, from a prompt of text."""
-    one = ask.document.get("n") in {None, 1}
+    """Return whether an answer can be continued by its text: one choice of plain, free text, from a prompt of text."""
+    one = ask.document.get("n") in {None, 1} and before.plain and not _is_formed(ask.document)
     if ask.kind is Kind.COMPLETIONS:
-        return one and before.plain and isinstance(ask.document.get("prompt"), str)
-    return one and before.plain and not ask.document.get("tools")
+        return one and isinstance(ask.document.get("prompt"), str) and not ask.document.get("echo")
+    return one and not ask.document.get("tools")
+
+
+def _is_formed(document: Mapping[str, Any]) -> bool:
+    """Return whether a request constrains its answer's form, as llama-server's, vLLM's and OpenAI's fields do."""
+    form = document.get("response_format")
+    if form and not (isinstance(form, dict) and form.get("type") == "text"):
+        return True
+    return any(value and (name in _FORMS or name.startswith("guided_")) for name, value in document.items())
 
 
 def headers(request_id: str, received: Mapping[bytes, bytes]) -> dict[str, str]:

@@ -70,7 +70,7 @@ class Proxy:
     async def handle(self, kind: Kind, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         """Answer one request."""
         began = self.asking.clock()
-        headers = dict(scope["headers"])
+        headers = wire.by_name(scope["headers"])
         line = Line(self.new_id(), kind, at=round(self.now().timestamp(), 3))
         try:
             wire.check_headers(scope["headers"], self.settings.limits)
@@ -121,7 +121,8 @@ class Proxy:
         try:
             won = await self._first(job, decision)
             self._chosen(won, decision, job.line)
-            self.hedging.saw((won.choice.pool, job.ask.stream), self.asking.clock() - won.answer.began)
+            if not won.answer.is_rejection:
+                self.hedging.saw((won.choice.pool, job.ask.stream), self.asking.clock() - won.answer.began)
             await self._send(job, won)
         finally:
             self.in_flight -= 1
@@ -176,7 +177,8 @@ class Proxy:
             won.answer.close()
             line.status, line.outcome = found.status, "answered" if found.status == 200 else "rejected"
             line.generated = answers.generated(found.document)
-            self._took(won.answer, line.generated)
+            if not won.answer.is_rejection:
+                self._took(won.answer, line.generated)
             await asgi.answer(job.send, found.status, answers.body(job.ask, found, line), shown)
             return
         seconds = self.asking.clock() - job.began
@@ -197,8 +199,9 @@ class Proxy:
             await wire.begin_events(job.send, shown)
             await relay.run(won, job.send)
         finally:
+            won.answer.close()
             line.generated = sum(map(sse.count, relay.blocks))
-        if not line.continued:
+        if line.outcome == "answered" and not line.continued:
             self._took(won.answer, line.generated)
 
     def _took(self, begun: Begun, tokens: int) -> None:

@@ -7,7 +7,7 @@ longer than it was told.
 from __future__ import annotations
 
 import asyncio
-import heapq
+from contextlib import suppress
 from itertools import count
 
 from pipeline.serving.decision import Priority
@@ -24,10 +24,10 @@ class Waiting:
     def __init__(self, most: int) -> None:
         self._most = most
         self._numbers = count()
-        self._heap: list[tuple[Ticket, asyncio.Future[None]]] = []
+        self._futures: dict[Ticket, asyncio.Future[None]] = {}
 
     def __len__(self) -> int:
-        return sum(not future.done() for _, future in self._heap)
+        return len(self._futures)
 
     def ticket(self, priority: Priority) -> Ticket:
         """Return a place in the order of arrival, which a request keeps while it waits again."""
@@ -37,18 +37,16 @@ class Waiting:
         """Wait until woken; return whether it makes sense to ask again: not when the queue is full or time is up."""
         if patience_s <= 0 or len(self) >= self._most:
             return False
-        future = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._heap, (ticket, future))
+        future = self._futures[ticket] = asyncio.get_running_loop().create_future()
         try:
-            await asyncio.wait_for(future, min(patience_s, LOOK_S))
-        except TimeoutError:
-            return True
+            with suppress(TimeoutError):
+                await asyncio.wait_for(future, min(patience_s, LOOK_S))
+        finally:
+            del self._futures[ticket]
         return True
 
     def wake(self) -> None:
         """Wake the first in the queue."""
-        while self._heap:
-            _, future = heapq.heappop(self._heap)
-            if not future.done():
-                future.set_result(None)
-                return
+        first = min((ticket for ticket, future in self._futures.items() if not future.done()), default=None)
+        if first is not None:
+            self._futures[first].set_result(None)

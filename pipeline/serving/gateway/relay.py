@@ -3,13 +3,14 @@
 Rules: the client sees one stream; what it has got is never sent twice; the rest comes from a server with the same model
 file where there is one, else from any that routing allows, and is marked in its first chunk (`edge`): with the same
 file and temperature 0 it is what the first server would have said. When nothing can go on with it, the client gets an
-error event instead of a silent end.
+error event instead of a silent end. A server that rejects the rest is not asked for it again: another kind may take it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.serving.decision import Choice, Decision, Reason, continuing
 from pipeline.serving.gateway import payload, problems, sse, wire
 from pipeline.serving.gateway.ask import Ask, Kind
 from pipeline.serving.gateway.asking import Asking, Begun, events
-from pipeline.serving.gateway.attempts import Won, first
+from pipeline.serving.gateway.attempts import Won, first, rejected
 from pipeline.serving.gateway.journal import Line
 from pipeline.serving.gateway.sse import SoFar
 from pipeline.serving.gateway.upstream import Fault, Stream, UpstreamError
@@ -43,6 +44,7 @@ class Relay:
     size: int = 0
     before: SoFar | None = None
     mark: dict[str, Any] | None = None
+    rejecting: set[str] = field(default_factory=set)
 
     async def run(self, won: Won[Begun], send: asgi.Send) -> None:
         """Send an answer's events until it is complete."""
@@ -101,13 +103,10 @@ class Relay:
         failed = frozenset({choice.endpoint})
         while self.line.continued < self.tries:
             self.line.continued += 1
-            decision = self.route(failed)
+            decision = self.route(failed | self.rejecting)
             if decision is not None:
-                try:
-                    won = await self._continue(decision, choice, before)
-                    return won if isinstance(won.answer.found, Stream) else None
-                except UpstreamError:
-                    failed |= {decision.endpoint}
+                with suppress(UpstreamError):
+                    return await self._continue(decision, choice, before)
             await asyncio.sleep(_PAUSE_S * self.line.continued)
             failed = frozenset()  # whoever failed may be back by now
         return None
@@ -115,9 +114,13 @@ class Relay:
     async def _continue(self, decision: Decision, choice: Choice, before: SoFar) -> Won[Begun]:
         path = self.ask.path
 
-        def attempt(other: Choice) -> Awaitable[Begun]:
+        async def attempt(other: Choice) -> Begun:
             body = payload.rest(self.ask, other.variant, before)
-            return self.asking.attempt(other, path, body, self.headers, stream=True)
+            begun = await self.asking.attempt(other, path, body, self.headers, stream=True)
+            if begun.is_rejection:
+                self.rejecting.add(other.endpoint)
+                raise rejected(begun)
+            return begun
 
         won = await first(continuing(decision, choice.digest), attempt, attempts=2)
         same = won.choice.digest == choice.digest

@@ -98,7 +98,7 @@ class Effort(Document):
     hedge_after: Annotated[int, Field(ge=1, description="answers seen before a quantile means anything")] = 20
     circuit_failures: Annotated[int, Field(ge=1, description="failures in a row that open an endpoint's circuit")] = 3
     circuit_pause_s: Annotated[Seconds, Field(description="s until an open circuit lets one request through")] = 1.0
-    circuit_longest_s: Annotated[Seconds, Field(description="s the pause grows to, doubling at each failure")] = 30.0
+    circuit_longest_s: Annotated[Seconds, Field(description="s the pause grows to, doubling with failed probes")] = 30.0
 
 
 class Settings(Document):

@@ -93,6 +93,14 @@ def _too_large(limits: Limits) -> Problem:
     return Problem(413, "body_too_large", f"a body has at most {limits.body_bytes} bytes")
 
 
+def by_name(headers: Headers) -> dict[bytes, bytes]:
+    """Return headers by their names; one that comes several times is a list, as HTTP has it (RFC 9110, 5.3)."""
+    found = dict(headers)
+    if len(found) == len(headers):
+        return found
+    return {name: b",".join(value for other, value in headers if other == name) for name in found}
+
+
 def check_headers(headers: Headers, limits: Limits) -> None:
     """Raise Problem where a request's headers are too large."""
     if sum(map(len, chain.from_iterable(headers))) > limits.header_bytes:

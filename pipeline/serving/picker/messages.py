@@ -12,6 +12,7 @@ from typing import Any
 from google.protobuf.struct_pb2 import Struct
 
 from pipeline.peers import asgi
+from pipeline.serving.gateway import wire
 from pipeline.serving.gateway.problems import Problem
 from pipeline.serving.picker import protocol as pb
 
@@ -32,7 +33,7 @@ def phase(message: Any) -> str:
 
 def headers(found: Any) -> dict[bytes, bytes]:
     """Return a message's headers by their names in lower case."""
-    return {h.key.encode(): h.raw_value or h.value.encode() for h in found.headers}
+    return wire.by_name([(h.key.encode(), h.raw_value or h.value.encode()) for h in found.headers])
 
 
 def body_mode(message: Any) -> int | None:
