@@ -228,7 +228,8 @@ def _back(progress: Progress, view: View, canary: Canary) -> Action:
         return shut
     if not view.restored:
         return Restore()
-    for pool in pools:
+    took = view.now - progress.since
+    for pool in pools if took <= canary.patience_s else ():
         named = [s.name for s in pool.servers if s.new]
         if named and not pool.new and pool.partition:
             return Open(pool.name, 0)
@@ -236,7 +237,6 @@ def _back(progress: Progress, view: View, canary: Canary) -> Action:
             return Recall(named[-1])
     there = pools if progress.before is not None else ()
     left = [s.name for p in there for s in p.servers if s.new or not s.ready]
-    took = view.now - progress.since
     if left and took <= canary.patience_s:
         return Wait(f"not back yet: {', '.join(left[:3])}")
     reason = f"{progress.reason}; after {took:.0f} s not back: {', '.join(left)}" if left else progress.reason

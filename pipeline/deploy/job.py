@@ -206,10 +206,7 @@ class Run:
         )  # fmt: skip
         if progress.phase is Phase.RUNNING:
             self.job.say(f"each step keeps: {judge.limits(self.job.settings.canary, figures=self._figures)}")
-        ended = rollout.run(progress)
-        if ended.phase is Phase.FAILED and progress.phase is not Phase.FAILED:
-            self.store.turn(ended, after=self.store.before or self.store.after)
-        return ended
+        return rollout.run(progress)
 
     @property
     def _figures(self) -> bool:

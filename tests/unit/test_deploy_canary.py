@@ -147,6 +147,16 @@ def test_going_back_ends_even_where_it_does_not_succeed() -> None:
     assert "not back: node-0" in (found.progress.reason or "")
 
 
+def test_a_pod_that_never_leaves_is_not_opened_for_again() -> None:
+    """After the patience all is shut, and then it ends; nothing is opened once more."""
+    stuck = replace(pool(new=1, ready=False), new=False, split=False, partition=0)
+    late = view(stuck, now=101.0, restored=True)
+    assert decide(BACK, late, CANARY) == Open("node", CLOSED)
+    found = decide(BACK, view(replace(stuck, partition=CLOSED), now=101.0, restored=True), CANARY)
+    assert isinstance(found, Turn)
+    assert found.progress.phase is Phase.FAILED
+
+
 def test_a_first_release_has_nothing_to_go_back_to() -> None:
     """It ends at once, with the reason."""
     first = BACK.model_copy(update={"before": None})

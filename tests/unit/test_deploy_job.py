@@ -1,0 +1,114 @@
+"""The deploy job against a cluster in memory: what it stores when, and what gateways know meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pipeline.catalog.golden import parse_golden
+from pipeline.deploy import base
+from pipeline.deploy.canary import CLOSED, Phase
+from pipeline.deploy.door import Gateway
+from pipeline.deploy.job import Job, Outcome, Run, Site
+from pipeline.deploy.progress import Store
+from pipeline.deploy.render import RELEASE, Wanted, listed
+from pipeline.errors import ToolError
+from pipeline.ports.kube import Cluster
+from tests.support.clusters import Held
+from tests.support.deploys import BASE, GOLDEN, TRUST, Line, settings
+from tests.support.doors import Door, opened
+
+SETTINGS = settings(
+    large=None, components=[], canary={"share": 0.5, "soak_s": 4, "patience_s": 60, "judge_s": 30, "gates": []}
+)
+
+
+@dataclass
+class Shop:
+    """A site in a cluster in memory, time that passes by waiting, and a job for each release."""
+
+    line: Line
+    held: Held
+    door: Door
+    now: float = 0.0
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.held  # type: ignore[return-value]
+
+    def _pass(self, seconds: float) -> None:
+        self.now += seconds
+
+    def job(self, version: int) -> Job:
+        prompts = parse_golden(GOLDEN.decode(), "golden.jsonl")
+        wanted = Wanted(self.line.accepted(version), TRUST, SETTINGS)
+        return Job(wanted, base.load(BASE, SETTINGS.components), lambda _: list(prompts), self.said.append)
+
+    def run(self, version: int) -> Run:
+        gateway = Gateway(self.door.url)
+        site = Site(self.cluster, gateway, None, lambda: self.now, lambda: self.now, self._pass, "here")
+        return Run(self.job(version), site)
+
+    def deploy(self, version: int) -> Outcome:
+        return self.run(version).deploy()
+
+    def store(self) -> Store:
+        found = Store(self.cluster, SETTINGS.namespace)
+        found.load()
+        return found
+
+    def releases(self) -> list[str]:
+        return [p["metadata"]["annotations"][RELEASE] for _, p in sorted(self.held.pods.items())]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    """Three Pis that serve release 1."""
+    held = Held()
+    with opened(held, SETTINGS.namespace) as door:  # type: ignore[arg-type]
+        found = Shop(Line(tmp_path), held, door)
+        found.deploy(1)
+        assert found.releases() == ["1"] * 3
+        yield found
+
+
+def test_going_back_ends_where_a_pod_never_leaves(shop: Shop) -> None:
+    """It is waited for as long as the patience, the partition is moved once each way, and all is shut in the end."""
+    shop.door.wrong.add("2")
+    run, told = shop.run(2), shop.said
+
+    def breaks(line: str) -> None:
+        told.append(line)
+        if "is rolled back" in line:
+            shop.held.stuck.add("node-2")
+            shop.held.partitions.clear()
+
+    run.job = Job(run.job.wanted, run.job.base, run.job.prompts, breaks)
+    ended = run.deploy().progress
+    assert ended
+    assert ended.phase is Phase.FAILED
+    assert "not back: node-2" in (ended.reason or "")
+    assert shop.held.partitions == [CLOSED, 0, CLOSED]
+    assert shop.now < 3 * SETTINGS.canary.patience_s
+
+
+@pytest.mark.parametrize("problem", [ToolError("the API server is away", hint="wait"), KeyboardInterrupt()], ids=repr)
+def test_the_end_of_going_back_is_one_write(shop: Shop, problem: BaseException) -> None:
+    """Whatever comes of its event, what is to be is what was before; an event that fails is said and nothing more."""
+    shop.door.wrong.add("2")
+    shop.held.event = problem
+    if isinstance(problem, ToolError):
+        assert shop.deploy(2).progress == shop.store().load()
+        assert "there is no event of it: the API server is away" in shop.said
+    else:
+        while not (last := shop.store().load()) or not last.phase.ended or last.release != 2:
+            with pytest.raises(KeyboardInterrupt):
+                shop.deploy(2)
+    last = shop.store().load()
+    assert last
+    assert last.phase is Phase.FAILED
+    assert [r.version for r in listed(shop.store().after)] == [1]
