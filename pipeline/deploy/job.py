@@ -20,7 +20,7 @@ from pipeline.deploy.door import Gateway
 from pipeline.deploy.gitops import Repository
 from pipeline.deploy.observe import shut
 from pipeline.deploy.progress import Lock, Store
-from pipeline.deploy.render import EDGE, LARGE, TEMPLATE, Wanted, key, listed, render
+from pipeline.deploy.render import EDGE, LARGE, TEMPLATE, Wanted, key, listed, render, returning
 from pipeline.deploy.rollout import Rollout, let_through
 from pipeline.deploy.settings import Settings
 from pipeline.errors import ConflictError
@@ -238,9 +238,9 @@ class Run:
         )
 
     def _restore(self) -> None:
-        before = self.store.before
-        if not before:
+        if not self.store.before:
             return
+        before = returning(self.store.before, self.store.after)
         if self.repository:
             last = self.store.load()
             gitops.restore(self.repository, before, (last and last.reason) or "it was asked for")

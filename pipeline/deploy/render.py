@@ -22,7 +22,7 @@ from pipeline.errors import CatalogError, StageError
 from pipeline.manifest.encoding import canonical, decode, sha256
 from pipeline.manifest.rules import Accepted
 from pipeline.manifest.statement import VariantEntry
-from pipeline.peers.releases import Listed, ReleaseList
+from pipeline.peers.releases import MOST, Listed, ReleaseList
 
 Object = dict[str, Any]
 EDGE, LARGE = "node", "large"  # the StatefulSets
@@ -87,6 +87,24 @@ def listed(documents: Sequence[Object]) -> tuple[Listed, ...]:
     """Return the releases that gateways accept by rendered objects, newest first."""
     text = config_map(documents, RELEASES).get(RELEASES_FILE)
     return tuple(decode(text.encode(), ReleaseList, RELEASES_FILE).releases) if text else ()
+
+
+def returning(before: Sequence[Object], after: Sequence[Object]) -> list[Object]:
+    """Return the objects from before a release that is taken back: gateways and the admission policy still know the
+    release behind them, for servers are on it until they went back one by one.
+    """
+    there = listed(before)
+    gone = [r for r in listed(after)[:1] if r not in there]
+    changed = {
+        RELEASES: _releases(ReleaseList(releases=[*there[: MOST - len(gone)], *gone])),
+        ADMITTED: config_map(after, ADMITTED) | config_map(before, ADMITTED),
+    }
+    return [
+        {**d, "data": changed[d["metadata"]["name"]]}
+        if d["kind"] == "ConfigMap" and d["metadata"]["name"] in changed
+        else d
+        for d in before
+    ]
 
 
 def config_map(documents: Sequence[Object], name: str) -> dict[str, str]:
@@ -251,7 +269,7 @@ def _configs(wanted: Wanted, gateway: str) -> list[Object]:
         "trust": dict(wanted.trust),
         "gateway": {"gateway.yaml": gateway},
         "controller": {"controller.yaml": _yaml(steered.keys(settings, _pool(wanted)))},
-        RELEASES: {RELEASES_FILE: wanted.listed.encode().decode() + "\n"},
+        RELEASES: _releases(wanted.listed),
         ADMITTED: _admitted(wanted),
     }
     return [
@@ -267,6 +285,10 @@ def _configs(wanted: Wanted, gateway: str) -> list[Object]:
         }
         for name, found in data.items()
     ]
+
+
+def _releases(listed: ReleaseList) -> dict[str, str]:
+    return {RELEASES_FILE: listed.encode().decode() + "\n"}
 
 
 def _admitted(wanted: Wanted) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pipeline.deploy.canary import CLOSED, Phase
 from pipeline.deploy.door import Gateway
 from pipeline.deploy.job import Job, Outcome, Run, Site
 from pipeline.deploy.progress import Store
-from pipeline.deploy.render import RELEASE, Wanted, listed
+from pipeline.deploy.render import ADMITTED, RELEASE, RELEASES, Wanted, config_map, listed
 from pipeline.errors import ToolError
 from pipeline.ports.kube import Cluster
 from tests.support.clusters import Held
@@ -60,6 +60,13 @@ class Shop:
         found = Store(self.cluster, SETTINGS.namespace)
         found.load()
         return found
+
+    def known(self) -> list[int]:
+        """The releases that gateways accept; the admission policy lets in the same."""
+        found = [self.held.objects["ConfigMap", name] for name in (RELEASES, ADMITTED)]
+        admitted = config_map(found, ADMITTED)
+        assert {str(r.version) for r in listed(found)} == {v for k, v in admitted.items() if k.startswith("manifest.")}
+        return [r.version for r in listed(found)]
 
     def releases(self) -> list[str]:
         return [p["metadata"]["annotations"][RELEASE] for _, p in sorted(self.held.pods.items())]
@@ -112,3 +119,18 @@ def test_the_end_of_going_back_is_one_write(shop: Shop, problem: BaseException) 
     assert last
     assert last.phase is Phase.FAILED
     assert [r.version for r in listed(shop.store().after)] == [1]
+
+
+@pytest.mark.parametrize("asked_for", [False, True], ids=["a bad release", "a good one, taken back"])
+def test_servers_that_go_back_are_known_until_they_are_back(shop: Shop, asked_for: bool) -> None:
+    """Gateways and the admission policy know the failed release behind the old ones; the next deploy drops it."""
+    if asked_for:
+        shop.deploy(2)
+        shop.run(2).roll_back()
+    else:
+        shop.door.wrong.add("2")
+        shop.deploy(2)
+    assert shop.releases() == ["1"] * 3
+    assert shop.known() == [1, 2]
+    shop.deploy(3)
+    assert shop.known() == [3, 1]
