@@ -14,7 +14,7 @@ from functools import cached_property
 from pipeline.catalog.golden import GoldenPrompt
 from pipeline.catalog.names import Variant
 from pipeline.deploy import apply, gitops, judge
-from pipeline.deploy.canary import CLOSED, Judged, Phase, Pool, Progress
+from pipeline.deploy.canary import CLOSED, Judged, Phase, Pool, Progress, back
 from pipeline.deploy.changes import Change
 from pipeline.deploy.door import Gateway
 from pipeline.deploy.gitops import Repository
@@ -140,8 +140,8 @@ class Run:
             last = self.store.load()
             if last is None or last.phase is Phase.FAILED or last.before is None:
                 raise ConflictError("there is nothing to roll back to", hint="deploy an older release: --release")
-            changes = {"phase": Phase.BACK, "reason": last.reason or "it was asked for", "since": self.site.clock()}
-            progress = last if last.phase is Phase.BACK else last.model_copy(update=changes)
+            reason = last.reason or "it was asked for"
+            progress = last if last.phase is Phase.BACK else back(last, reason, self.site.clock())
             self.store.turn(progress)
             return Outcome(progress=self._drive(progress))
         finally:
@@ -206,7 +206,8 @@ class Run:
         )  # fmt: skip
         if progress.phase is Phase.RUNNING:
             self.job.say(f"each step keeps: {judge.limits(self.job.settings.canary, figures=self._figures)}")
-        return rollout.run(progress)
+        # Nobody watched until now: servers are waited for anew, and promises kept anew.
+        return rollout.run(progress.model_copy(update={"since": self.site.clock(), "settled": None}))
 
     @property
     def _figures(self) -> bool:

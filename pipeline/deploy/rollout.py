@@ -129,7 +129,7 @@ def let_through(cluster: Cluster, namespace: str, name: str, partition: int) -> 
 def _line(before: Progress, after: Progress, labels: list[str]) -> tuple[str, bool]:
     """Return what a turn is told as, and whether it is a warning."""
     step = labels[after.stage] if after.stage < len(labels) else "all"
-    if after.phase is Phase.BACK:
+    if after.phase is Phase.BACK and before.phase is not Phase.BACK:
         return f"release {after.release} is rolled back: {after.reason}", True
     if after.phase is Phase.FAILED:
         back = f"release {after.before} serves again" if after.before else "nothing was there before"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class Shop:
     door: Door
     now: float = 0.0
     said: list[str] = field(default_factory=list)
+    hear: Callable[[str], None] = lambda _: None
 
     @property
     def cluster(self) -> Cluster:
@@ -43,10 +44,14 @@ class Shop:
     def _pass(self, seconds: float) -> None:
         self.now += seconds
 
+    def _say(self, line: str) -> None:
+        self.said.append(line)
+        self.hear(line)
+
     def job(self, version: int) -> Job:
         prompts = parse_golden(GOLDEN.decode(), "golden.jsonl")
         wanted = Wanted(self.line.accepted(version), TRUST, SETTINGS)
-        return Job(wanted, base.load(BASE, SETTINGS.components), lambda _: list(prompts), self.said.append)
+        return Job(wanted, base.load(BASE, SETTINGS.components), lambda _: list(prompts), self._say)
 
     def run(self, version: int) -> Run:
         gateway = Gateway(self.door.url)
@@ -86,20 +91,19 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 def test_going_back_ends_where_a_pod_never_leaves(shop: Shop) -> None:
     """It is waited for as long as the patience, the partition is moved once each way, and all is shut in the end."""
     shop.door.wrong.add("2")
-    run, told = shop.run(2), shop.said
 
     def breaks(line: str) -> None:
-        told.append(line)
         if "is rolled back" in line:
             shop.held.stuck.add("node-2")
             shop.held.partitions.clear()
 
-    run.job = Job(run.job.wanted, run.job.base, run.job.prompts, breaks)
-    ended = run.deploy().progress
+    shop.hear = breaks
+    ended = shop.deploy(2).progress
     assert ended
     assert ended.phase is Phase.FAILED
     assert "not back: node-2" in (ended.reason or "")
     assert shop.held.partitions == [CLOSED, 0, CLOSED]
+    assert len([line for line in shop.said if "is rolled back" in line]) == 1
     assert shop.now < 3 * SETTINGS.canary.patience_s
 
 
@@ -134,3 +138,29 @@ def test_servers_that_go_back_are_known_until_they_are_back(shop: Shop, asked_fo
     assert shop.known() == [1, 2]
     shop.deploy(3)
     assert shop.known() == [3, 1]
+
+
+def test_who_goes_on_waits_anew(shop: Shop) -> None:
+    """Twenty minutes after a kill a server gets its patience, and a step that nobody watched is watched as long as any."""
+
+    def killed(line: str) -> None:
+        if "s to go" in line:
+            raise KeyboardInterrupt
+
+    shop.hear = killed
+    with pytest.raises(KeyboardInterrupt):
+        shop.deploy(2)
+    began = shop.now = shop.now + 1200
+    shop.held.stuck.add("node-2")
+    at: dict[str, float] = {}
+
+    def mends(line: str) -> None:
+        at.setdefault(line, shop.now)
+        if line == "one Pi: 0 of 1 node ready":
+            shop.held.stuck.clear()
+
+    shop.hear = mends
+    ended = shop.deploy(2).progress
+    assert ended
+    assert ended.phase is Phase.DONE
+    assert at["release 2: a share of the Pis"] >= began + SETTINGS.canary.soak_s
