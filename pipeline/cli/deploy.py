@@ -159,7 +159,7 @@ def _changes(args: argparse.Namespace, job: Job, repository: Repository | None) 
         return look(job, connect(args.context), force=args.force)
     with repository.opened() as root:
         before = gitops.read(root, repository)
-    return gitops.changes(before, job.rendered(before))
+    return gitops.changes(before, job.rendered(before, alone=not args.rollout))
 
 
 def _rolled_out(args: argparse.Namespace, job: Job, repository: Repository | None) -> Outcome:

@@ -68,15 +68,15 @@ class Job:
     def settings(self) -> Settings:
         return self.wanted.settings
 
-    def rendered(self, before: Sequence[Object]) -> list[Object]:
-        """Return the release's objects, beside what was there before."""
-        return render(self.base, replace(self.wanted, before=before))
+    def rendered(self, before: Sequence[Object], *, alone: bool = False) -> list[Object]:
+        """Return the release's objects, beside what was there before; `alone` if they are not rolled out at once."""
+        return render(self.base, replace(self.wanted, before=before, alone=alone))
 
-    def committed(self, repository: Repository) -> gitops.Committed:
-        """Commit the release to a GitOps repository."""
+    def committed(self, repository: Repository, deployed: Sequence[Object] | None = None) -> gitops.Committed:
+        """Commit the release to a GitOps repository, to be rolled out beside what is `deployed`, or alone."""
 
         def edit(before: list[Object]) -> tuple[list[Object], str]:
-            return self.rendered(before), gitops.message(self.wanted, before)
+            return self.rendered(deployed or before, alone=deployed is None), gitops.message(self.wanted, before)
 
         return gitops.commit(repository, edit)
 
@@ -160,9 +160,10 @@ class Run:
 
     def _commit(self, repository: Repository) -> _Found:
         self._shut()
-        done = self.job.committed(repository)
         # What was rolled out last is what there is to go back to: others may have been committed since that never were.
-        before = self.store.after or done.before
+        deployed = self.store.after
+        done = self.job.committed(repository, deployed)
+        before = deployed or done.before
         return _Found(before, done.after, gitops.changes(before, done.after), done.commit)
 
     def _look(self) -> _Found:

@@ -18,7 +18,7 @@ import yaml
 from pipeline.catalog.names import Variant
 from pipeline.deploy import sizes, steered
 from pipeline.deploy.settings import Settings
-from pipeline.errors import CatalogError, StageError
+from pipeline.errors import CatalogError, ConflictError, StageError
 from pipeline.manifest.encoding import canonical, decode, sha256
 from pipeline.manifest.rules import Accepted
 from pipeline.manifest.statement import VariantEntry
@@ -32,26 +32,33 @@ RELEASE, MANIFEST, VARIANT, MODEL, CONFIG, TEMPLATE = (
 )
 RELEASES, RELEASES_FILE, ADMITTED = "releases", "releases.json", "admitted"
 SCHEDULER = "edge-release"  # the profile of the component's kube-scheduler
-KEPT = 3  # releases that gateways accept: the new one, and what servers may still be on
+KEPT = 3  # releases that gateways accept in a rollout: the new one, and what servers may still be on
 _NAMESPACE = "edge-release"  # the base's
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What is rendered: the release, whom pods trust, and the site's settings. Servers may still be on the releases of
-    what was rendered `before`.
+    what was rendered `before`; on all of them where the release is `alone`, without a rollout.
     """
 
     release: Accepted
     trust: Mapping[str, str]
     settings: Settings
     before: Sequence[Object] = ()
+    alone: bool = False
 
     @property
     def listed(self) -> ReleaseList:
-        """The releases that gateways accept, newest first."""
+        """The releases that gateways accept, newest first; raises ConflictError where they are too many."""
         new = Listed(version=self.version, manifest_sha256=self.release.digest)
-        return ReleaseList(releases=[new, *(b for b in listed(self.before) if b != new)][:KEPT])
+        found = [new, *(b for b in listed(self.before) if b != new)]
+        if self.alone and len(found) > MOST:
+            raise ConflictError(
+                f"release {self.version} would be the {len(found)}th of which no rollout says that servers left it",
+                hint="roll out first: --rollout",
+            )
+        return ReleaseList(releases=found[: MOST if self.alone else KEPT])
 
     @property
     def version(self) -> int:
@@ -72,6 +79,7 @@ def render(base: Sequence[Object], wanted: Wanted) -> list[Object]:
 
     Raises:
         CatalogError: the base has an image that the settings do not name, or lacks a StatefulSet.
+        ConflictError: servers may be on more releases than gateways can be told of.
         StageError: the release lacks a variant that the site serves, or its measurement.
     """
     settings = wanted.settings

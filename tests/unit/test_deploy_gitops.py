@@ -14,13 +14,15 @@ import yaml
 
 from pipeline.catalog.names import Channel
 from pipeline.cli import main
-from pipeline.deploy import gitops
+from pipeline.deploy import base, gitops
 from pipeline.deploy.gitops import Repository
+from pipeline.deploy.job import Job
+from pipeline.deploy.render import Wanted, listed
 from pipeline.errors import CatalogError, ConflictError, Refusal
 from pipeline.ports.kube import Object
 from pipeline.registry.folder import FolderStore
 from pipeline.registry.publish import publish
-from tests.support.deploys import BASE, FILES, IMAGES, measure
+from tests.support.deploys import BASE, FILES, IMAGES, TRUST, Line, measure, settings
 from tests.support.releases import LINE, Publisher
 
 
@@ -129,6 +131,27 @@ def test_who_pushes_meanwhile_is_not_overwritten(fleet: Path) -> None:
     with pytest.raises(ConflictError):
         gitops.commit(repository, lambda before: edit(before, times=9))
     assert subjects(fleet)[0] == "theirs 3"
+
+
+def test_a_commit_alone_drops_no_release(fleet: Path, tmp_path: Path) -> None:
+    """Servers are on what was rolled out last, whatever was committed since; gateways know it until a rollout."""
+    line, repository = Line(tmp_path), Repository(str(fleet))
+
+    def job(version: int) -> Job:
+        return Job(Wanted(line.accepted(version), TRUST, settings()), documents, lambda _: [], lambda _: None)
+
+    def versions(found: gitops.Committed) -> list[int]:
+        return [r.version for r in listed(found.after)]
+
+    documents = base.load(BASE, settings().components)
+    deployed = [job(version).committed(repository, []).after for version in (4, 5, 6, 7)][-1]
+    alone = [versions(job(version).committed(repository)) for version in (8, 9, 10, 11, 12)]
+    assert alone[-1] == [12, 11, 10, 9, 8, 7, 6, 5]
+    with pytest.raises(ConflictError) as caught:
+        job(13).committed(repository)
+    assert "--rollout" in caught.value.hint
+    assert versions(job(12).committed(repository)) == alone[-1], "the same once more is no further one"
+    assert versions(job(13).committed(repository, deployed)) == [13, 7, 6]
 
 
 def test_a_release_is_taken_back_by_a_commit(fleet: Path) -> None:
