@@ -133,7 +133,8 @@ def _job(args: argparse.Namespace, settings: Settings, access: Access) -> Job:
 
     wanted = Wanted(accepted, _trust(args, access), settings)
     say = (lambda _: None) if args.json else output.note
-    return Job(wanted, base.load(args.base, settings.components), prompts, say)
+    back = args.release is not None or args.allow_rollback
+    return Job(wanted, base.load(args.base, settings.components), prompts, say, back)
 
 
 def _trust(args: argparse.Namespace, access: Access) -> dict[str, str]:

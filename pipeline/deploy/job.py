@@ -23,7 +23,7 @@ from pipeline.deploy.progress import Lock, Store
 from pipeline.deploy.render import EDGE, LARGE, TEMPLATE, Wanted, key, listed, render, returning
 from pipeline.deploy.rollout import Rollout, let_through
 from pipeline.deploy.settings import Settings
-from pipeline.errors import ConflictError
+from pipeline.errors import ConflictError, Refusal, TrustError
 from pipeline.manifest.statement import VariantEntry
 from pipeline.ports.kube import STATEFUL_SET, Cluster, ForbiddenError, Object
 from pipeline.ports.prometheus import Prometheus
@@ -57,12 +57,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """A release to be deployed; `prompts` gives a variant's golden prompts, `say` takes lines for the user."""
+    """A release to be deployed; `prompts` gives a variant's golden prompts, `say` takes lines for the user.
+
+    `back` says that it may be older than what is deployed.
+    """
 
     wanted: Wanted
     base: Sequence[Object]
     prompts: Callable[[VariantEntry], list[GoldenPrompt]]
     say: Callable[[str], None]
+    back: bool = False
 
     @property
     def settings(self) -> Settings:
@@ -70,15 +74,33 @@ class Job:
 
     def rendered(self, before: Sequence[Object], *, alone: bool = False) -> list[Object]:
         """Return the release's objects, beside what was there before; `alone` if they are not rolled out at once."""
+        self.check_forward(before)
         return render(self.base, replace(self.wanted, before=before, alone=alone))
 
     def committed(self, repository: Repository, deployed: Sequence[Object] | None = None) -> gitops.Committed:
         """Commit the release to a GitOps repository, to be rolled out beside what is `deployed`, or alone."""
 
         def edit(before: list[Object]) -> tuple[list[Object], str]:
+            self.check_forward(before)
             return self.rendered(deployed or before, alone=deployed is None), gitops.message(self.wanted, before)
 
         return gitops.commit(repository, edit)
+
+    def check_forward(self, before: Sequence[Object]) -> None:
+        """Raise TrustError ROLLBACK for a release older than that of `before`, unless that is meant.
+
+        A machine that remembers nothing finds here what was deployed. A move of the channel says that it is meant if it
+        leads back from that release, or from a newer one.
+        """
+        version, move = self.wanted.version, self.wanted.release.pointer
+        deployed = next((r.version for r in listed(before)), 0)
+        led_back = move is not None and move.rollback and (move.previous or 0) >= deployed
+        if version < deployed and not (self.back or led_back):
+            raise TrustError(
+                Refusal.ROLLBACK,
+                f"rollback: release {version} is older than {deployed}, which is deployed",
+                hint=f"if you mean to go back, roll the channel back, or add --release {version} or --allow-rollback",
+            )
 
     @cached_property
     def variants(self) -> dict[str, Variant]:

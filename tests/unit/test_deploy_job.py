@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,10 @@ from pipeline.catalog.golden import parse_golden
 from pipeline.deploy import base
 from pipeline.deploy.canary import CLOSED, Phase
 from pipeline.deploy.door import Gateway
-from pipeline.deploy.job import Job, Outcome, Run, Site
+from pipeline.deploy.job import Job, Outcome, Run, Site, look
 from pipeline.deploy.progress import Store
 from pipeline.deploy.render import ADMITTED, RELEASE, RELEASES, Wanted, config_map, listed
-from pipeline.errors import ToolError
+from pipeline.errors import Refusal, ToolError, TrustError
 from pipeline.ports.kube import Cluster
 from tests.support.clusters import Held
 from tests.support.deploys import BASE, GOLDEN, TRUST, Line, settings
@@ -164,3 +164,17 @@ def test_who_goes_on_waits_anew(shop: Shop) -> None:
     assert ended
     assert ended.phase is Phase.DONE
     assert at["release 2: a share of the Pis"] >= began + SETTINGS.canary.soak_s
+
+
+def test_what_is_deployed_is_not_replaced_by_what_is_older(shop: Shop) -> None:
+    """The cluster is the memory of a machine that has none; nothing is changed, or shown, unless that is meant."""
+    shop.deploy(2)
+    for attempt in (lambda: shop.deploy(1), lambda: look(shop.job(1), shop.cluster)):
+        with pytest.raises(TrustError) as caught:
+            attempt()
+        assert caught.value.refusal is Refusal.ROLLBACK
+    assert shop.releases() == ["2"] * 3
+    run = shop.run(1)
+    run.job = replace(run.job, back=True)
+    run.deploy()
+    assert shop.releases() == ["1"] * 3
