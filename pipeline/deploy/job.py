@@ -59,18 +59,21 @@ class Outcome:
 class Job:
     """A release to be deployed; `prompts` gives a variant's golden prompts, `say` takes lines for the user.
 
-    `back` says that it may be older than what is deployed.
+    `fetched` gives the release, verified, once something needs it: taking one back does not. `back` says that it may be
+    older than what is deployed.
     """
 
-    wanted: Wanted
+    settings: Settings
+    fetched: Callable[[], Wanted]
     base: Sequence[Object]
     prompts: Callable[[VariantEntry], list[GoldenPrompt]]
     say: Callable[[str], None]
     back: bool = False
 
-    @property
-    def settings(self) -> Settings:
-        return self.wanted.settings
+    @cached_property
+    def wanted(self) -> Wanted:
+        """The release, rendered by the settings."""
+        return self.fetched()
 
     def rendered(self, before: Sequence[Object], *, alone: bool = False) -> list[Object]:
         """Return the release's objects, beside what was there before; `alone` if they are not rolled out at once."""
@@ -113,6 +116,18 @@ def look(job: Job, cluster: Cluster, *, force: bool = False) -> tuple[Change, ..
     """Return what applying the release would change; nothing is changed."""
     before = _after(cluster, job.settings.namespace)
     return apply.look(cluster, apply.served(cluster, job.rendered(before)), before, force=force)
+
+
+def look_back(
+    cluster: Cluster, namespace: str, repository: Repository | None = None
+) -> tuple[Progress, tuple[Change, ...]]:
+    """Return the rollout that would be taken back, and what that would change; nothing is changed."""
+    store = Store(cluster, namespace)
+    last, before = _to_take_back(store), _returning(store)
+    if repository is None:
+        return last, apply.look(cluster, before, store.after, force=True)
+    with repository.opened() as root:
+        return last, gitops.changes(gitops.read(root, repository), before)
 
 
 @dataclass(frozen=True)
@@ -159,9 +174,7 @@ class Run:
         """Bring back what was there before the last rollout, whether it ended or not."""
         self._take()
         try:
-            last = self.store.load()
-            if last is None or last.phase is Phase.FAILED or last.before is None:
-                raise ConflictError("there is nothing to roll back to", hint="deploy an older release: --release")
+            last = _to_take_back(self.store)
             reason = last.reason or "it was asked for"
             progress = last if last.phase is Phase.BACK else back(last, reason, self.site.clock())
             self.store.turn(progress)
@@ -264,7 +277,7 @@ class Run:
     def _restore(self) -> None:
         if not self.store.before:
             return
-        before = returning(self.store.before, self.store.after)
+        before = _returning(self.store)
         if self.repository:
             last = self.store.load()
             gitops.restore(self.repository, before, (last and last.reason) or "it was asked for")
@@ -308,6 +321,17 @@ def _after(cluster: Cluster, namespace: str) -> list[Object]:
     store = Store(cluster, namespace)
     store.load()
     return store.after
+
+
+def _to_take_back(store: Store) -> Progress:
+    last = store.load()
+    if last is None or last.phase is Phase.FAILED or last.before is None:
+        raise ConflictError("there is nothing to roll back to", hint="deploy an older release: --release")
+    return last
+
+
+def _returning(store: Store) -> list[Object]:
+    return returning(store.before, store.after)
 
 
 def _templates(documents: Sequence[Object]) -> dict[str, str]:

@@ -139,7 +139,8 @@ def test_a_commit_alone_drops_no_release(fleet: Path, tmp_path: Path) -> None:
     line, repository = Line(tmp_path), Repository(str(fleet))
 
     def job(version: int) -> Job:
-        return Job(Wanted(line.accepted(version), TRUST, settings()), documents, lambda _: [], lambda _: None)
+        wanted = Wanted(line.accepted(version), TRUST, settings())
+        return Job(wanted.settings, lambda: wanted, documents, lambda _: [], lambda _: None)
 
     def versions(found: gitops.Committed) -> list[int]:
         return [r.version for r in listed(found.after)]

@@ -12,10 +12,10 @@ from pipeline.catalog.golden import parse_golden
 from pipeline.deploy import base
 from pipeline.deploy.canary import CLOSED, Phase
 from pipeline.deploy.door import Gateway
-from pipeline.deploy.job import Job, Outcome, Run, Site, look
+from pipeline.deploy.job import Job, Outcome, Run, Site, look, look_back
 from pipeline.deploy.progress import Store
 from pipeline.deploy.render import ADMITTED, RELEASE, RELEASES, Wanted, config_map, listed
-from pipeline.errors import Refusal, ToolError, TrustError
+from pipeline.errors import ConflictError, Refusal, RegistryError, ToolError, TrustError
 from pipeline.ports.kube import Cluster
 from tests.support.clusters import Held
 from tests.support.deploys import BASE, GOLDEN, TRUST, Line, settings
@@ -51,7 +51,7 @@ class Shop:
     def job(self, version: int) -> Job:
         prompts = parse_golden(GOLDEN.decode(), "golden.jsonl")
         wanted = Wanted(self.line.accepted(version), TRUST, SETTINGS)
-        return Job(wanted, base.load(BASE, SETTINGS.components), lambda _: list(prompts), self._say)
+        return Job(SETTINGS, lambda: wanted, base.load(BASE, SETTINGS.components), lambda _: list(prompts), self._say)
 
     def run(self, version: int) -> Run:
         gateway = Gateway(self.door.url)
@@ -178,3 +178,21 @@ def test_what_is_deployed_is_not_replaced_by_what_is_older(shop: Shop) -> None:
     run.job = replace(run.job, back=True)
     run.deploy()
     assert shop.releases() == ["1"] * 3
+
+
+def test_what_takes_a_release_back_needs_no_registry(shop: Shop) -> None:
+    """Neither to look at what would change, which is shown of the rollback, nor to do it."""
+
+    def away() -> Wanted:
+        raise RegistryError("the registry is away", hint="wait")
+
+    shop.deploy(2)
+    last, changes = look_back(shop.cluster, SETTINGS.namespace)
+    assert (last.release, last.before) == (2, 1)
+    assert "+        - --release=1" in "".join(c.diff for c in changes)
+    run = shop.run(2)
+    run.job = replace(run.job, fetched=away)
+    run.roll_back()
+    assert shop.releases() == ["1"] * 3
+    with pytest.raises(ConflictError):
+        look_back(shop.cluster, SETTINGS.namespace)
