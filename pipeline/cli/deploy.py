@@ -101,7 +101,7 @@ def _deploy(args: argparse.Namespace) -> None:
     job = _job(args, settings, access)
     repository = Repository(args.gitops, args.path, args.branch) if args.gitops else None
     if args.dry_run:
-        _show(args, job, _changes(args, job, repository))
+        _show(args, *_changes(args, job, repository))
         return
     if repository and not (args.rollout or args.rollback):
         done = job.committed(repository)
@@ -109,8 +109,9 @@ def _deploy(args: argparse.Namespace) -> None:
         _committed(args, job, done.commit, gitops.changes(done.before, done.after), repository)
         return
     outcome = _rolled_out(args, job, repository)
-    remember(access, job.wanted.release)
-    _report(args, job, outcome)
+    if not args.rollback:
+        remember(access, job.wanted.release)
+    _report(args, outcome)
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -125,15 +126,17 @@ def _job(args: argparse.Namespace, settings: Settings, access: Access) -> Job:
     from pipeline.deploy.job import Job
     from pipeline.deploy.render import Wanted
 
-    accepted = fetch(access)
-    require_evidence(access, accepted)
+    def fetched() -> Wanted:
+        accepted = fetch(access)
+        require_evidence(access, accepted)
+        return Wanted(accepted, _trust(args, access), settings)
 
     def prompts(entry: VariantEntry) -> list[GoldenPrompt]:
         return golden.prompts(access.store, entry)
 
-    wanted = Wanted(accepted, _trust(args, access), settings)
     say = (lambda _: None) if args.json else output.note
-    return Job(wanted, base.load(args.base, settings.components), prompts, say)
+    back = args.release is not None or args.allow_rollback
+    return Job(settings, fetched, base.load(args.base, settings.components), prompts, say, back)
 
 
 def _trust(args: argparse.Namespace, access: Access) -> dict[str, str]:
@@ -150,16 +153,20 @@ def _trust(args: argparse.Namespace, access: Access) -> dict[str, str]:
     return found
 
 
-def _changes(args: argparse.Namespace, job: Job, repository: Repository | None) -> Sequence[Change]:
+def _changes(args: argparse.Namespace, job: Job, repository: Repository | None) -> tuple[int | None, Sequence[Change]]:
+    """Return which release would serve, and what would change."""
     from pipeline.deploy import gitops
-    from pipeline.deploy.job import look
+    from pipeline.deploy.job import look, look_back
     from pipeline.ports.kube_api import connect
 
+    if args.rollback:
+        last, changes = look_back(connect(args.context), job.settings.namespace, repository)
+        return last.before, changes
     if repository is None:
-        return look(job, connect(args.context), force=args.force)
+        return job.wanted.version, look(job, connect(args.context), force=args.force)
     with repository.opened() as root:
         before = gitops.read(root, repository)
-    return gitops.changes(before, job.rendered(before))
+    return job.wanted.version, gitops.changes(before, job.rendered(before, alone=not args.rollout))
 
 
 def _rolled_out(args: argparse.Namespace, job: Job, repository: Repository | None) -> Outcome:
@@ -193,16 +200,16 @@ def _site(args: argparse.Namespace, settings: Settings) -> Site:
     return Site(connect(args.context), gateway, prometheus, time.time, time.monotonic, time.sleep, holder)
 
 
-def _show(args: argparse.Namespace, job: Job, changes: Sequence[Change]) -> None:
+def _show(args: argparse.Namespace, version: int | None, changes: Sequence[Change]) -> None:
     """Print the diff, and fail where others manage a field."""
     from pipeline.deploy import apply
 
     if args.json:
-        output.emit({"release": job.wanted.version, "dry_run": True, "changes": [_told(c, diff=True) for c in changes]})
+        output.emit({"release": version, "dry_run": True, "changes": [_told(c, diff=True) for c in changes]})
     else:
         for change in changes:
             output.say(change.diff)
-        output.note(f"release {job.wanted.version}: {_counts(changes)}; nothing was changed")
+        output.note(f"release {version}: {_counts(changes)}; nothing was changed")
     if not args.force:
         apply.check(changes)
 
@@ -220,7 +227,7 @@ def _committed(
             output.note("push it; --rollout takes it through the steps once it is applied")
 
 
-def _report(args: argparse.Namespace, job: Job, outcome: Outcome) -> None:
+def _report(args: argparse.Namespace, outcome: Outcome) -> None:
     """Tell how a rollout ended; raises GateError where it was rolled back."""
     from pipeline.deploy.canary import Phase
 

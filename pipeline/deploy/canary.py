@@ -2,7 +2,8 @@
 
 Rules, each of which a test states:
 - one Pi first, then a share, then all, then the NVLink pool; a step begins when the one before kept its promises;
-- a server that cannot run, an answer that is not the evidence's, a figure over its bound, or too long a wait ends it;
+- a server that cannot run, an answer that is not the evidence's, a figure over its bound, or too long a wait for
+  another server ends it;
 - what ended it is undone: first nothing spreads further, then what was there before comes back;
 - everything that is decided is decided from what the cluster holds, so that anyone may go on at any point.
 """
@@ -40,8 +41,9 @@ class Phase(StrEnum):
 class Progress(Record):
     """A rollout, as the cluster keeps it.
 
-    `before` is the release that was served, `templates` the new pods' by their StatefulSet; `since` is when the step
-    began, `settled` since when it keeps its promises, in seconds since 1970.
+    `before` is the release that was served, `templates` the new pods' by their StatefulSet; `reached` is how many
+    servers of the step, or of those back, were ready at most; `since` is when the last of them was, or the step began,
+    `settled` since when it keeps its promises without a break, in seconds since 1970.
     """
 
     schema_version: Literal[1] = 1
@@ -50,6 +52,7 @@ class Progress(Record):
     before: int | None = None
     templates: dict[str, str] = Field(default_factory=dict)
     stage: int = 0
+    reached: int = 0
     since: float
     settled: float | None = None
     phase: Phase = Phase.RUNNING
@@ -165,6 +168,12 @@ def stages(edge: int, large: int, share: float) -> tuple[Stage, ...]:
     return (*found, Stage("the NVLink pool", LARGE, large)) if large else tuple(found)
 
 
+def back(progress: Progress, reason: str, now: float) -> Progress:
+    """Return a rollout that goes back."""
+    changes = {"phase": Phase.BACK, "reason": reason, "reached": 0, "since": now, "settled": None}
+    return progress.model_copy(update=changes)
+
+
 def decide(progress: Progress, view: View, canary: Canary) -> Action:
     """Return what to do next."""
     if progress.phase is Phase.BACK:
@@ -188,6 +197,8 @@ def _reach(progress: Progress, stage: Stage, view: View, canary: Canary) -> Acti
     if pool.partition != (partition := max(0, pool.replicas - stage.count)):
         return Open(pool.name, partition)
     ready = sum(s.new and s.ready for s in pool.servers)
+    if ready > progress.reached:
+        return _nearer(progress, ready, view)
     if ready < stage.count:
         return _late(progress, f"{stage.label}: {ready} of {stage.count} {pool.name} ready", view, canary)
     return None
@@ -206,19 +217,26 @@ def _keep(progress: Progress, stage: Stage, view: View, canary: Canary) -> Actio
         return Turn(progress.model_copy(update={"settled": view.now}))
     if (left := canary.soak_s - (view.now - progress.settled)) > 0:
         return Wait(f"{stage.label}: {left:.0f} s to go")
-    return Turn(progress.model_copy(update={"stage": progress.stage + 1, "since": view.now, "settled": None}))
+    changes = {"stage": progress.stage + 1, "reached": 0, "since": view.now, "settled": None}
+    return Turn(progress.model_copy(update=changes))
 
 
 def _fails(progress: Progress, reason: str, view: View) -> Turn:
-    changes = {"phase": Phase.BACK, "reason": reason, "since": view.now, "settled": None}
-    return Turn(progress.model_copy(update=changes))
+    return Turn(back(progress, reason, view.now))
+
+
+def _nearer(progress: Progress, reached: int, view: View) -> Turn:
+    """Another server is ready: the next one is waited for anew, for pods are replaced one by one."""
+    return Turn(progress.model_copy(update={"reached": reached, "since": view.now}))
 
 
 def _late(progress: Progress, why: str, view: View, canary: Canary) -> Action:
     took = view.now - progress.since
-    return (
-        _fails(progress, f"{why}, {took:.0f} s after the step began", view) if took > canary.patience_s else Wait(why)
-    )
+    if took > canary.patience_s:
+        return _fails(progress, f"{why}, {took:.0f} s after the last server became ready", view)
+    if progress.settled is not None:  # promises are kept without a break
+        return Turn(progress.model_copy(update={"settled": None}))
+    return Wait(why)
 
 
 def _back(progress: Progress, view: View, canary: Canary) -> Action:
@@ -228,20 +246,29 @@ def _back(progress: Progress, view: View, canary: Canary) -> Action:
         return shut
     if not view.restored:
         return Restore()
+    if (reached := sum(s.ready and not s.new for p in pools for s in p.servers)) > progress.reached:
+        return _nearer(progress, reached, view)
+    took = view.now - progress.since
+    if took <= canary.patience_s and (action := _replace(pools)):
+        return action
+    there = pools if progress.before is not None else ()
+    left = [s.name for p in there for s in p.servers if s.new or not s.ready]
+    if left and took <= canary.patience_s:
+        return Wait(f"not back yet: {', '.join(left[:3])}")
+    reason = f"{progress.reason}; after {took:.0f} s not back: {', '.join(left)}" if left else progress.reason
+    failed = progress.model_copy(update={"phase": Phase.FAILED, "reason": reason})
+    return _shut(pools) or Turn(failed)
+
+
+def _replace(pools: Iterable[Pool]) -> Action | None:
+    """Return what lets servers of the release go, where something does."""
     for pool in pools:
         named = [s.name for s in pool.servers if s.new]
         if named and not pool.new and pool.partition:
             return Open(pool.name, 0)
         if named and pool.new and pool.split:
             return Recall(named[-1])
-    there = pools if progress.before is not None else ()
-    left = [s.name for p in there for s in p.servers if s.new or not s.ready]
-    took = view.now - progress.since
-    if left and took <= canary.patience_s:
-        return Wait(f"not back yet: {', '.join(left[:3])}")
-    reason = f"{progress.reason}; after {took:.0f} s not back: {', '.join(left)}" if left else progress.reason
-    failed = progress.model_copy(update={"phase": Phase.FAILED, "reason": reason})
-    return _shut(pools) or Turn(failed)
+    return None
 
 
 def _shut(pools: Iterable[Pool]) -> Open | None:

@@ -14,16 +14,16 @@ from functools import cached_property
 from pipeline.catalog.golden import GoldenPrompt
 from pipeline.catalog.names import Variant
 from pipeline.deploy import apply, gitops, judge
-from pipeline.deploy.canary import CLOSED, Judged, Phase, Pool, Progress
+from pipeline.deploy.canary import CLOSED, Judged, Phase, Pool, Progress, back
 from pipeline.deploy.changes import Change
 from pipeline.deploy.door import Gateway
 from pipeline.deploy.gitops import Repository
 from pipeline.deploy.observe import shut
 from pipeline.deploy.progress import Lock, Store
-from pipeline.deploy.render import EDGE, LARGE, TEMPLATE, Wanted, key, listed, render
+from pipeline.deploy.render import EDGE, LARGE, TEMPLATE, Wanted, key, listed, render, returning
 from pipeline.deploy.rollout import Rollout, let_through
 from pipeline.deploy.settings import Settings
-from pipeline.errors import ConflictError
+from pipeline.errors import ConflictError, Refusal, TrustError
 from pipeline.manifest.statement import VariantEntry
 from pipeline.ports.kube import STATEFUL_SET, Cluster, ForbiddenError, Object
 from pipeline.ports.prometheus import Prometheus
@@ -57,28 +57,53 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """A release to be deployed; `prompts` gives a variant's golden prompts, `say` takes lines for the user."""
+    """A release to be deployed; `prompts` gives a variant's golden prompts, `say` takes lines for the user.
 
-    wanted: Wanted
+    `fetched` gives the release, verified, once something needs it: taking one back does not. `back` says that it may be
+    older than what is deployed.
+    """
+
+    settings: Settings
+    fetched: Callable[[], Wanted]
     base: Sequence[Object]
     prompts: Callable[[VariantEntry], list[GoldenPrompt]]
     say: Callable[[str], None]
+    back: bool = False
 
-    @property
-    def settings(self) -> Settings:
-        return self.wanted.settings
+    @cached_property
+    def wanted(self) -> Wanted:
+        """The release, rendered by the settings."""
+        return self.fetched()
 
-    def rendered(self, before: Sequence[Object]) -> list[Object]:
-        """Return the release's objects, beside what was there before."""
-        return render(self.base, replace(self.wanted, before=before))
+    def rendered(self, before: Sequence[Object], *, alone: bool = False) -> list[Object]:
+        """Return the release's objects, beside what was there before; `alone` if they are not rolled out at once."""
+        self.check_forward(before)
+        return render(self.base, replace(self.wanted, before=before, alone=alone))
 
-    def committed(self, repository: Repository) -> gitops.Committed:
-        """Commit the release to a GitOps repository."""
+    def committed(self, repository: Repository, deployed: Sequence[Object] | None = None) -> gitops.Committed:
+        """Commit the release to a GitOps repository, to be rolled out beside what is `deployed`, or alone."""
 
         def edit(before: list[Object]) -> tuple[list[Object], str]:
-            return self.rendered(before), gitops.message(self.wanted, before)
+            self.check_forward(before)
+            return self.rendered(deployed or before, alone=deployed is None), gitops.message(self.wanted, before)
 
         return gitops.commit(repository, edit)
+
+    def check_forward(self, before: Sequence[Object]) -> None:
+        """Raise TrustError ROLLBACK for a release older than that of `before`, unless that is meant.
+
+        A machine that remembers nothing finds here what was deployed. A move of the channel says that it is meant if it
+        leads back from that release, or from a newer one.
+        """
+        version, move = self.wanted.version, self.wanted.release.pointer
+        deployed = next((r.version for r in listed(before)), 0)
+        led_back = move is not None and move.rollback and (move.previous or 0) >= deployed
+        if version < deployed and not (self.back or led_back):
+            raise TrustError(
+                Refusal.ROLLBACK,
+                f"rollback: release {version} is older than {deployed}, which is deployed",
+                hint=f"if you mean to go back, roll the channel back, or add --release {version} or --allow-rollback",
+            )
 
     @cached_property
     def variants(self) -> dict[str, Variant]:
@@ -91,6 +116,18 @@ def look(job: Job, cluster: Cluster, *, force: bool = False) -> tuple[Change, ..
     """Return what applying the release would change; nothing is changed."""
     before = _after(cluster, job.settings.namespace)
     return apply.look(cluster, apply.served(cluster, job.rendered(before)), before, force=force)
+
+
+def look_back(
+    cluster: Cluster, namespace: str, repository: Repository | None = None
+) -> tuple[Progress, tuple[Change, ...]]:
+    """Return the rollout that would be taken back, and what that would change; nothing is changed."""
+    store = Store(cluster, namespace)
+    last, before = _to_take_back(store), _returning(store)
+    if repository is None:
+        return last, apply.look(cluster, before, store.after, force=True)
+    with repository.opened() as root:
+        return last, gitops.changes(gitops.read(root, repository), before)
 
 
 @dataclass(frozen=True)
@@ -137,11 +174,9 @@ class Run:
         """Bring back what was there before the last rollout, whether it ended or not."""
         self._take()
         try:
-            last = self.store.load()
-            if last is None or last.phase is Phase.FAILED or last.before is None:
-                raise ConflictError("there is nothing to roll back to", hint="deploy an older release: --release")
-            changes = {"phase": Phase.BACK, "reason": last.reason or "it was asked for", "since": self.site.clock()}
-            progress = last if last.phase is Phase.BACK else last.model_copy(update=changes)
+            last = _to_take_back(self.store)
+            reason = last.reason or "it was asked for"
+            progress = last if last.phase is Phase.BACK else back(last, reason, self.site.clock())
             self.store.turn(progress)
             return Outcome(progress=self._drive(progress))
         finally:
@@ -160,9 +195,10 @@ class Run:
 
     def _commit(self, repository: Repository) -> _Found:
         self._shut()
-        done = self.job.committed(repository)
         # What was rolled out last is what there is to go back to: others may have been committed since that never were.
-        before = self.store.after or done.before
+        deployed = self.store.after
+        done = self.job.committed(repository, deployed)
+        before = deployed or done.before
         return _Found(before, done.after, gitops.changes(before, done.after), done.commit)
 
     def _look(self) -> _Found:
@@ -206,10 +242,8 @@ class Run:
         )  # fmt: skip
         if progress.phase is Phase.RUNNING:
             self.job.say(f"each step keeps: {judge.limits(self.job.settings.canary, figures=self._figures)}")
-        ended = rollout.run(progress)
-        if ended.phase is Phase.FAILED and progress.phase is not Phase.FAILED:
-            self.store.turn(ended, after=self.store.before or self.store.after)
-        return ended
+        # Nobody watched until now: servers are waited for anew, and promises kept anew.
+        return rollout.run(progress.model_copy(update={"since": self.site.clock(), "settled": None}))
 
     @property
     def _figures(self) -> bool:
@@ -241,9 +275,9 @@ class Run:
         )
 
     def _restore(self) -> None:
-        before = self.store.before
-        if not before:
+        if not self.store.before:
             return
+        before = _returning(self.store)
         if self.repository:
             last = self.store.load()
             gitops.restore(self.repository, before, (last and last.reason) or "it was asked for")
@@ -287,6 +321,17 @@ def _after(cluster: Cluster, namespace: str) -> list[Object]:
     store = Store(cluster, namespace)
     store.load()
     return store.after
+
+
+def _to_take_back(store: Store) -> Progress:
+    last = store.load()
+    if last is None or last.phase is Phase.FAILED or last.before is None:
+        raise ConflictError("there is nothing to roll back to", hint="deploy an older release: --release")
+    return last
+
+
+def _returning(store: Store) -> list[Object]:
+    return returning(store.before, store.after)
 
 
 def _templates(documents: Sequence[Object]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.deploy.canary import Progress
+from pipeline.deploy.canary import Phase, Progress
 from pipeline.errors import ConflictError
 from pipeline.manifest.encoding import decode
 from pipeline.ports.kube import CONFIG_MAP, Cluster, Object
@@ -48,10 +48,12 @@ class Store:
         """Store a new rollout."""
         self._save({_STATE: _text(progress), _BEFORE: json.dumps(list(before)), _AFTER: json.dumps(list(after))})
 
-    def turn(self, progress: Progress, *, after: Sequence[Object] | None = None) -> None:
-        """Store how far a rollout is now; `after` where the objects that are to be are others."""
-        changed = {} if after is None else {_AFTER: json.dumps(list(after))}
-        self._save({**self._data, _STATE: _text(progress), **changed})
+    def turn(self, progress: Progress) -> None:
+        """Store how far a rollout is now; once it is rolled back, the objects before are those that are to be."""
+        data = {**self._data, _STATE: _text(progress)}
+        if progress.phase is Phase.FAILED and self.before:
+            data[_AFTER] = data[_BEFORE]
+        self._save(data)
 
     @property
     def _data(self) -> dict[str, str]:

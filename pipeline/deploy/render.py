@@ -18,11 +18,11 @@ import yaml
 from pipeline.catalog.names import Variant
 from pipeline.deploy import sizes, steered
 from pipeline.deploy.settings import Settings
-from pipeline.errors import CatalogError, StageError
+from pipeline.errors import CatalogError, ConflictError, StageError
 from pipeline.manifest.encoding import canonical, decode, sha256
 from pipeline.manifest.rules import Accepted
 from pipeline.manifest.statement import VariantEntry
-from pipeline.peers.releases import Listed, ReleaseList
+from pipeline.peers.releases import MOST, Listed, ReleaseList
 
 Object = dict[str, Any]
 EDGE, LARGE = "node", "large"  # the StatefulSets
@@ -32,26 +32,33 @@ RELEASE, MANIFEST, VARIANT, MODEL, CONFIG, TEMPLATE = (
 )
 RELEASES, RELEASES_FILE, ADMITTED = "releases", "releases.json", "admitted"
 SCHEDULER = "edge-release"  # the profile of the component's kube-scheduler
-KEPT = 3  # releases that gateways accept: the new one, and what servers may still be on
+KEPT = 3  # releases that gateways accept in a rollout: the new one, and what servers may still be on
 _NAMESPACE = "edge-release"  # the base's
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What is rendered: the release, whom pods trust, and the site's settings. Servers may still be on the releases of
-    what was rendered `before`.
+    what was rendered `before`; on all of them where the release is `alone`, without a rollout.
     """
 
     release: Accepted
     trust: Mapping[str, str]
     settings: Settings
     before: Sequence[Object] = ()
+    alone: bool = False
 
     @property
     def listed(self) -> ReleaseList:
-        """The releases that gateways accept, newest first."""
+        """The releases that gateways accept, newest first; raises ConflictError where they are too many."""
         new = Listed(version=self.version, manifest_sha256=self.release.digest)
-        return ReleaseList(releases=[new, *(b for b in listed(self.before) if b != new)][:KEPT])
+        found = [new, *(b for b in listed(self.before) if b != new)]
+        if self.alone and len(found) > MOST:
+            raise ConflictError(
+                f"release {self.version} would be the {len(found)}th of which no rollout says that servers left it",
+                hint="roll out first: --rollout",
+            )
+        return ReleaseList(releases=found[: MOST if self.alone else KEPT])
 
     @property
     def version(self) -> int:
@@ -72,6 +79,7 @@ def render(base: Sequence[Object], wanted: Wanted) -> list[Object]:
 
     Raises:
         CatalogError: the base has an image that the settings do not name, or lacks a StatefulSet.
+        ConflictError: servers may be on more releases than gateways can be told of.
         StageError: the release lacks a variant that the site serves, or its measurement.
     """
     settings = wanted.settings
@@ -87,6 +95,24 @@ def listed(documents: Sequence[Object]) -> tuple[Listed, ...]:
     """Return the releases that gateways accept by rendered objects, newest first."""
     text = config_map(documents, RELEASES).get(RELEASES_FILE)
     return tuple(decode(text.encode(), ReleaseList, RELEASES_FILE).releases) if text else ()
+
+
+def returning(before: Sequence[Object], after: Sequence[Object]) -> list[Object]:
+    """Return the objects from before a release that is taken back: gateways and the admission policy still know the
+    release behind them, for servers are on it until they went back one by one.
+    """
+    there = listed(before)
+    gone = [r for r in listed(after)[:1] if r not in there]
+    changed = {
+        RELEASES: _releases(ReleaseList(releases=[*there[: MOST - len(gone)], *gone])),
+        ADMITTED: config_map(after, ADMITTED) | config_map(before, ADMITTED),
+    }
+    return [
+        {**d, "data": changed[d["metadata"]["name"]]}
+        if d["kind"] == "ConfigMap" and d["metadata"]["name"] in changed
+        else d
+        for d in before
+    ]
 
 
 def config_map(documents: Sequence[Object], name: str) -> dict[str, str]:
@@ -251,7 +277,7 @@ def _configs(wanted: Wanted, gateway: str) -> list[Object]:
         "trust": dict(wanted.trust),
         "gateway": {"gateway.yaml": gateway},
         "controller": {"controller.yaml": _yaml(steered.keys(settings, _pool(wanted)))},
-        RELEASES: {RELEASES_FILE: wanted.listed.encode().decode() + "\n"},
+        RELEASES: _releases(wanted.listed),
         ADMITTED: _admitted(wanted),
     }
     return [
@@ -267,6 +293,10 @@ def _configs(wanted: Wanted, gateway: str) -> list[Object]:
         }
         for name, found in data.items()
     ]
+
+
+def _releases(listed: ReleaseList) -> dict[str, str]:
+    return {RELEASES_FILE: listed.encode().decode() + "\n"}
 
 
 def _admitted(wanted: Wanted) -> dict[str, str]:

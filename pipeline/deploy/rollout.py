@@ -1,7 +1,7 @@
 """A rollout driven to its end: look, decide, store what was decided, do it.
 
 Rules: it decides nothing itself; killed at any point, another run goes on from what the cluster holds; a pod that is
-ready goes by the Eviction API, so that budgets are kept; every turn is an event of its StatefulSet.
+ready goes by the Eviction API, so that budgets are kept; every turn is an event of its StatefulSet, where that can be.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.deploy.observe import is_ready, pools
 from pipeline.deploy.progress import Lock, Store
 from pipeline.deploy.render import EDGE, LARGE
 from pipeline.deploy.settings import Canary
-from pipeline.errors import ConflictError
+from pipeline.errors import ConflictError, ToolError
 from pipeline.ports.kube import POD, STATEFUL_SET, Cluster, Evicted, Object, event
 
 MANAGER = "edge-release-rollout"
@@ -70,6 +70,7 @@ class Rollout:
                     progress = turned
                 case Open(name, partition):
                     let_through(self.cluster, self.store.namespace, name, partition)
+                    self.sleep(self.canary.look_s)
                 case Recall(pod):
                     self._recall(pod)
                     self.sleep(self.canary.look_s)
@@ -92,7 +93,10 @@ class Rollout:
         line, warning = _line(before, after, [s.label for s in steps])
         if line:
             self.say(line)
-            self._tell(EDGE if EDGE in seen else LARGE, line, warning=warning)
+            try:
+                self._tell(EDGE if EDGE in seen else LARGE, line, warning=warning)
+            except ToolError as e:  # the rollout does not depend on who reads of it
+                self.say(f"there is no event of it: {e}")
 
     def _tell(self, name: str, line: str, *, warning: bool) -> None:
         about = self.cluster.find(STATEFUL_SET, name, self.store.namespace)
@@ -125,7 +129,7 @@ def let_through(cluster: Cluster, namespace: str, name: str, partition: int) -> 
 def _line(before: Progress, after: Progress, labels: list[str]) -> tuple[str, bool]:
     """Return what a turn is told as, and whether it is a warning."""
     step = labels[after.stage] if after.stage < len(labels) else "all"
-    if after.phase is Phase.BACK:
+    if after.phase is Phase.BACK and before.phase is not Phase.BACK:
         return f"release {after.release} is rolled back: {after.reason}", True
     if after.phase is Phase.FAILED:
         back = f"release {after.before} serves again" if after.before else "nothing was there before"

@@ -92,7 +92,7 @@ class Canary(Document):
     soak_s: Annotated[
         float, Field(ge=0, le=86400, description="s that a step must keep its promises; the rules' shortest window")
     ] = 300.0
-    patience_s: Annotated[Seconds, Field(description="s until a step's servers must answer")] = 900.0
+    patience_s: Annotated[Seconds, Field(description="s until another of a step's servers must answer")] = 900.0
     look_s: Annotated[Seconds, Field(description="s between two looks at the cluster")] = 2.0
     judge_s: Annotated[Seconds, Field(description="s between two rounds of golden prompts and figures")] = 30.0
     prompts: Annotated[int, Field(ge=1, le=50, description="golden prompts of each family asked in a round")] = 1

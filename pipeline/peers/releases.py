@@ -13,6 +13,7 @@ from pydantic import Field
 from pipeline.manifest.encoding import Record, Sha256
 
 MAX_BYTES = 64 << 10
+MOST = 8  # releases at once
 
 
 class Listed(Record):
@@ -26,4 +27,4 @@ class ReleaseList(Record):
     """The file that `edge-release gateway --releases` reads."""
 
     schema_version: Literal[1] = 1
-    releases: Annotated[list[Listed], Field(min_length=1, max_length=8)]
+    releases: Annotated[list[Listed], Field(min_length=1, max_length=MOST)]

@@ -122,11 +122,13 @@ def _check_forward(row: Row, manifest: Manifest) -> PointerPredicate | None:
     current = found[0] if found else None
     version = manifest.release.version
     check_not_older(row, version, current)
-    if current and current.rollback and current.version < version <= (current.previous or 0):
-        raise ConflictError(
-            f"{row.label} was rolled back from release {current.previous} to {current.version}",
-            hint=f"publish a newer version than {current.previous}, or bring this one back with promote",
-        )
+    if current and current.rollback and current.version < version:
+        highest = max(move.version for move in row.history())
+        if version <= highest:
+            raise ConflictError(
+                f"{row.label} was rolled back from release {highest} to {current.version}",
+                hint=f"publish a newer version than {highest}, or bring this one back with promote",
+            )
     return current
 
 

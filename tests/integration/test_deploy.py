@@ -200,7 +200,8 @@ def test_servers_that_crash_are_rolled_back(shop: Shop) -> None:
     assert shop.partition("node") == CLOSED
     (warning,) = shop.cluster.find_all(EVENT, shop.namespace, fields="reason=ReleaseRolledBack,type=Warning")[-1:]
     assert "CrashLoopBackOff" in warning["message"]
-    assert shop.deploy("--apply", "--dry-run", "--release", "1").out == ""
+    left = shop.deploy("--apply", "--dry-run", "--release", "1", "--json").document
+    assert [c["name"] for c in left["changes"]] == ["admitted", "releases"], "they know of it until the next deploy"
     assert shop.deploy("--apply").code == 0, "what crashed is mended, and the same release goes out"
 
 
@@ -353,14 +354,18 @@ def _kill_once(shop: Shop, seen: str) -> None:
 
 
 def test_another_release_waits_for_the_end_of_one_under_way(shop: Shop) -> None:
-    """Until a killed rollout is finished or undone no other begins; undone, the old release serves."""
+    """Until a killed rollout is finished or undone no other begins; to undo it takes no registry, and the old one serves."""
     _kill_once(shop, "a share of the Pis")
     shop.publish(3)
     other = shop.deploy("--apply")
     assert other.code == 7
     assert "release 2 is not at its end" in other.err
-    undone = shop.deploy("--apply", "--rollback", "--release", "2")
-    assert undone.code == 0
+    away = (shop.folder / "registry").rename(shop.folder / "away")
+    shown = shop.deploy("--apply", "--rollback", "--dry-run")
+    assert "+        - --release=1" in shown.out
+    assert "release 1: " in shown.err
+    assert shop.deploy("--apply", "--rollback").code == 0
+    away.rename(shop.folder / "registry")
     assert shop.releases("node") == ["1", "1", "1"]
     assert shop.deploy("--apply").code == 0
     assert shop.releases("node") == ["3", "3", "3"]

@@ -202,6 +202,19 @@ def test_a_release_that_was_rolled_back_from_needs_promotion(
     assert _promote(store, publisher, 2, DEV).version == 2
 
 
+def test_a_second_rollback_brings_nothing_back(store: FolderStore, publisher: Publisher, add: Any) -> None:
+    """What any of the moves before pointed to needs promotion; a release newer than all of them does not."""
+    add(1, 2, 3)
+    for _ in range(2):
+        _rollback(store, publisher)
+    for version in (2, 3):
+        with pytest.raises(ConflictError) as caught:
+            add(version)
+        assert "newer version than 3" in caught.value.hint
+    add(4)
+    assert channels.history(store, line=LINE, channel=DEV, opener=publisher.opener)[-1].version == 4
+
+
 REFUSED: dict[str, tuple[dict[str, Any], Refusal]] = {
     "expired": ({"now": LATER}, Refusal.EXPIRED),
     "signer not trusted": ({"signer": Publisher().sign}, Refusal.WRONG_SIGNER),

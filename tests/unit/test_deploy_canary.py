@@ -32,7 +32,7 @@ from pipeline.deploy.settings import Canary
 
 HASTY = Canary(share=0.5, soak_s=2, patience_s=60, judge_s=3)
 CANARY = Canary(share=0.5, soak_s=10, patience_s=100, judge_s=5)
-PROGRESS = Progress(release=2, manifest_sha256="0" * 64, before=1, templates={"node": "t"}, since=0.0)
+PROGRESS = Progress(release=2, manifest_sha256="0" * 64, before=1, templates={"node": "t"}, reached=1, since=0.0)
 
 
 def pool(name: str = "node", new: int = 0, *, of: int = 4, ready: bool = True, **changes: object) -> Pool:
@@ -111,7 +111,39 @@ def test_a_step_keeps_its_promises_for_a_while() -> None:
     assert isinstance(settled, Turn)
     assert isinstance(decide(settled.progress, replace(seen, now=23.0), CANARY), Wait)
     later = decide(settled.progress, replace(seen, now=30.0, judged=Judged(29.0)), CANARY)
-    assert later == Turn(PROGRESS.model_copy(update={"stage": 1, "since": 30.0}))
+    assert later == Turn(PROGRESS.model_copy(update={"stage": 1, "reached": 0, "since": 30.0}))
+
+
+def test_each_server_is_waited_for_anew() -> None:
+    """Pods are replaced one by one: another that is ready begins the patience anew, one that comes and goes does not."""
+    share = PROGRESS.model_copy(update={"stage": 1})
+    wide = CANARY.model_copy(update={"share": 1.0})
+    nearer = decide(share, view(pool(new=2, partition=0), now=99.0), wide)
+    assert nearer == Turn(share.model_copy(update={"reached": 2, "since": 99.0}))
+    assert isinstance(nearer, Turn)
+    assert isinstance(decide(nearer.progress, view(pool(new=2, partition=0), now=199.0), wide), Wait)
+    assert isinstance(decide(nearer.progress, view(pool(new=1, partition=0), now=199.0), wide), Wait)
+    late = decide(nearer.progress, view(pool(new=2, partition=0), now=200.0), wide)
+    assert isinstance(late, Turn)
+    assert late.progress.phase is Phase.BACK
+
+
+UNWATCHED = [
+    pytest.param(view(pool(new=1, partition=3, ready=False)), id="a server that is not ready"),
+    pytest.param(
+        view(pool(new=1, partition=3), judged=Judged(19.0, pending="no figure")), id="a figure that is missing"
+    ),
+    pytest.param(view(replace(pool(new=1), new=False)), id="another template"),
+]
+
+
+@pytest.mark.parametrize("seen", UNWATCHED)
+def test_promises_are_kept_without_a_break(seen: View) -> None:
+    """What comes between begins the soak anew; the patience it does not."""
+    settled = PROGRESS.model_copy(update={"settled": 15.0})
+    broken = decide(settled, seen, CANARY)
+    assert broken == Turn(PROGRESS)
+    assert isinstance(decide(PROGRESS, seen, CANARY), Wait)
 
 
 def test_after_the_last_step_everything_is_shut() -> None:
@@ -121,7 +153,7 @@ def test_after_the_last_step_everything_is_shut() -> None:
     assert decide(last, view(pool(new=4)), CANARY) == Turn(last.model_copy(update={"phase": Phase.DONE}))
 
 
-BACK = PROGRESS.model_copy(update={"phase": Phase.BACK, "reason": "wrong"})
+BACK = PROGRESS.model_copy(update={"phase": Phase.BACK, "reason": "wrong", "reached": 4})
 BACKWARD = [
     pytest.param(view(pool(new=2, partition=2)), Open("node", CLOSED), id="first nothing spreads"),
     pytest.param(view(pool(new=2)), Restore(), id="then what was there comes back"),
@@ -139,12 +171,29 @@ def test_going_back(seen: View, action: object) -> None:
     assert decide(BACK, seen, CANARY) == action
 
 
+def test_each_server_that_goes_back_is_waited_for_anew() -> None:
+    """As going forward: another one that is back begins the patience anew."""
+    seen = view(replace(pool(new=2, partition=0), new=False), now=99.0, restored=True)
+    nearer = decide(BACK.model_copy(update={"reached": 1}), seen, CANARY)
+    assert nearer == Turn(BACK.model_copy(update={"reached": 2, "since": 99.0}))
+
+
 def test_going_back_ends_even_where_it_does_not_succeed() -> None:
     """What is not back after the patience is named, and the rollout ends."""
     found = decide(BACK, view(pool(new=4, split=False), now=101.0, restored=True), CANARY)
     assert isinstance(found, Turn)
     assert found.progress.phase is Phase.FAILED
     assert "not back: node-0" in (found.progress.reason or "")
+
+
+def test_a_pod_that_never_leaves_is_not_opened_for_again() -> None:
+    """After the patience all is shut, and then it ends; nothing is opened once more."""
+    stuck = replace(pool(new=1, ready=False), new=False, split=False, partition=0)
+    late = view(stuck, now=101.0, restored=True)
+    assert decide(BACK, late, CANARY) == Open("node", CLOSED)
+    found = decide(BACK, view(replace(stuck, partition=CLOSED), now=101.0, restored=True), CANARY)
+    assert isinstance(found, Turn)
+    assert found.progress.phase is Phase.FAILED
 
 
 def test_a_first_release_has_nothing_to_go_back_to() -> None:

@@ -14,13 +14,16 @@ import yaml
 
 from pipeline.catalog.names import Channel
 from pipeline.cli import main
-from pipeline.deploy import gitops
+from pipeline.deploy import base, gitops
 from pipeline.deploy.gitops import Repository
+from pipeline.deploy.job import Job
+from pipeline.deploy.render import Wanted, listed
 from pipeline.errors import CatalogError, ConflictError, Refusal
 from pipeline.ports.kube import Object
+from pipeline.registry import channels, layout
 from pipeline.registry.folder import FolderStore
 from pipeline.registry.publish import publish
-from tests.support.deploys import BASE, FILES, IMAGES, measure
+from tests.support.deploys import BASE, FILES, IMAGES, TRUST, Line, measure, settings
 from tests.support.releases import LINE, Publisher
 
 
@@ -131,6 +134,28 @@ def test_who_pushes_meanwhile_is_not_overwritten(fleet: Path) -> None:
     assert subjects(fleet)[0] == "theirs 3"
 
 
+def test_a_commit_alone_drops_no_release(fleet: Path, tmp_path: Path) -> None:
+    """Servers are on what was rolled out last, whatever was committed since; gateways know it until a rollout."""
+    line, repository = Line(tmp_path), Repository(str(fleet))
+
+    def job(version: int) -> Job:
+        wanted = Wanted(line.accepted(version), TRUST, settings())
+        return Job(wanted.settings, lambda: wanted, documents, lambda _: [], lambda _: None)
+
+    def versions(found: gitops.Committed) -> list[int]:
+        return [r.version for r in listed(found.after)]
+
+    documents = base.load(BASE, settings().components)
+    deployed = [job(version).committed(repository, []).after for version in (4, 5, 6, 7)][-1]
+    alone = [versions(job(version).committed(repository)) for version in (8, 9, 10, 11, 12)]
+    assert alone[-1] == [12, 11, 10, 9, 8, 7, 6, 5]
+    with pytest.raises(ConflictError) as caught:
+        job(13).committed(repository)
+    assert "--rollout" in caught.value.hint
+    assert versions(job(12).committed(repository)) == alone[-1], "the same once more is no further one"
+    assert versions(job(13).committed(repository, deployed)) == [13, 7, 6]
+
+
 def test_a_release_is_taken_back_by_a_commit(fleet: Path) -> None:
     """Not by rewriting history."""
     repository = Repository(str(fleet))
@@ -171,6 +196,20 @@ class Shop:
             FolderStore(self.folder / "registry"), signed, channel=Channel.DEV, signer=self.publisher.sign,
             opener=self.publisher.opener, now=datetime.now(UTC),
         )  # fmt: skip
+
+    def roll_back(self) -> None:
+        channels.rollback(
+            FolderStore(self.folder / "registry"), line=LINE, channel=Channel.DEV, signer=self.publisher.sign,
+            opener=self.publisher.opener, now=datetime.now(UTC),
+        )  # fmt: skip
+
+    def moves(self) -> list[Path]:
+        return sorted((self.folder / "registry" / layout.row(LINE, Channel.DEV)).iterdir())
+
+    def forgetting(self, *options: str) -> int:
+        """Deploy on a machine that has seen nothing."""
+        (self.folder / "seen.json").unlink(missing_ok=True)
+        return self.deploy(*options)
 
     def deploy(self, *options: str) -> int:
         return main(
@@ -218,6 +257,33 @@ def test_what_does_not_verify_is_not_committed(shop: Shop, fleet: Path, capsys: 
     (shop.folder / "trust.yaml").write_text(yaml.safe_dump({"line": LINE, "public_keys": [pem]}))
     assert shop.deploy("--gitops", str(fleet)) == Refusal.WRONG_SIGNER
     assert subjects(fleet) == ["Release demo 2 (v2)", "first"]
+
+
+def test_a_registry_leads_nobody_back(shop: Shop, fleet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a machine that remembers nothing, what is committed is the memory; an old rollback played again is none."""
+    for version, back in ((2, True), (3, False)):
+        shop.publish(version)
+        if back:
+            shop.roll_back()
+    assert shop.forgetting("--gitops", str(fleet)) == 0
+    shop.moves()[-1].unlink()
+    for options in ((), ("--dry-run",)):
+        assert shop.forgetting("--gitops", str(fleet), *options) == Refusal.ROLLBACK
+        assert "release 1 is older than 3, which is deployed" in capsys.readouterr().err
+    assert subjects(fleet) == ["Release demo 3 (v3)", "first"]
+
+
+@pytest.mark.parametrize("meant", ["--release=1", "--allow-rollback", "a rollback of the channel"])
+def test_who_means_to_go_back_says_so(shop: Shop, fleet: Path, meant: str) -> None:
+    """By an option, or by a signed move of the channel away from what is committed."""
+    shop.publish(2)
+    assert shop.forgetting("--gitops", str(fleet)) == 0
+    if meant == "--allow-rollback":
+        shop.moves()[-1].unlink()
+    elif meant != "--release=1":
+        shop.roll_back()
+    assert shop.forgetting("--gitops", str(fleet), *([meant] if meant.startswith("--") else [])) == 0
+    assert subjects(fleet) == ["Release demo 1 (v1)", "Release demo 2 (v2)", "first"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import yaml
 from pipeline.cli import parser
 from pipeline.control.settings import parse_settings as parse_controller
 from pipeline.deploy import base
-from pipeline.deploy.render import document_bytes, key
+from pipeline.deploy.render import document_bytes, key, returning
 from pipeline.deploy.settings import Settings, parse_settings
 from pipeline.errors import CatalogError, StageError
 from pipeline.manifest.encoding import sha256
@@ -172,6 +172,14 @@ def test_a_new_release_is_accepted_beside_the_one_before(line: Line) -> None:
     assert sorted(v for k, v in admitted.items() if k.startswith("manifest.")) == ["3", "4", "5"]
     digests = {f"{version:064x}" for version in (3, 4, 5)} | {"b" * 64, "c" * 64}
     assert {k.removeprefix("image.") for k in admitted if k.startswith("image.")} == digests
+
+
+def test_what_comes_back_beside_nothing_new_is_what_was_there(line: Line) -> None:
+    """Where settings alone changed, or an older release was deployed, the list keeps its order."""
+    first, site = rendered(line.accepted(1), settings()), settings(edge={"slots": 1})
+    second = rendered(line.accepted(2), settings(), first)
+    assert returning(first, rendered(line.accepted(1), site, first)) == first
+    assert returning(second, rendered(line.accepted(1), settings(), second)) == second
 
 
 def test_an_image_without_a_digest_is_refused(line: Line) -> None:

@@ -194,9 +194,10 @@ def test_a_channel_is_moved_by_a_run_for_a_tag_alone(ref: str, move: str, starte
     [
         ({}, set()),
         ({"GITOPS_REPOSITORY": "https://git.example/fleet"}, {"commit"}),
-        ({"GITOPS_REPOSITORY": "https://git.example/fleet", "DEPLOY_ROLLOUT": "true"}, {"commit", "rollout"}),
+        ({"GITOPS_REPOSITORY": "https://git.example/fleet", "DEPLOY_ROLLOUT": "true"}, {"rollout"}),
+        ({"DEPLOY_ROLLOUT": "true"}, set()),
     ],
-    ids=["nothing is set", "a repository", "and a cluster"],
+    ids=["nothing is set", "a repository", "and a cluster", "a cluster alone"],
 )
 @pytest.mark.parametrize("event", ["workflow_dispatch", "release"])
 def test_a_release_is_deployed_where_that_is_set_up(event: str, variables: dict[str, str], started: set[str]) -> None:
