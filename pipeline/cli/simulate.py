@@ -81,7 +81,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add what says which fleet is simulated, and for how long."""
     parser.add_argument("--scenario", default="lab", metavar="NAME|FILE", help="what is simulated (default: lab)")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers (default: 1)")
-    parser.add_argument("--requests", type=int, metavar="N", help="end after N requests")
+    parser.add_argument("--requests", type=int, metavar="N", help="end after N requests, without the warm-up's")
     parser.add_argument("--hours", type=float, metavar="H", help="simulated hours (default: the scenario's)")
     parser.add_argument("--no-forecast", action="store_true", help="let the controller only react")
     parser.add_argument(

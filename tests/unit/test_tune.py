@@ -40,6 +40,7 @@ def test_a_search_gains_on_seeds_that_it_did_not_see() -> None:
     best, found = tune(load("lab"), SMALL, lambda done: None)
     again = tune(load("lab"), SMALL, lambda done: None)[1]
     assert found == again
+    assert found.requests == SMALL.reported
     assert not set(found.seeds) & {1, 2, 3, 4}
     missed = next(f for f in found.figures if f.name == "global_p95, % missed")
     assert missed.high < 0

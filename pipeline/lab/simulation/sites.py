@@ -27,6 +27,11 @@ class Sites:
     nodes: list[list[Server]]
     pools: list[Replicas]
 
+    @property
+    def servers(self) -> list[Server]:
+        """Nodes and replicas."""
+        return [s for own in self.nodes for s in own] + [s for p in self.pools for s in p.servers]
+
 
 def build(scenario: Scenario, events: Events, ended: Ended) -> Sites:
     """Return the fleet, nodes and first replicas ready."""

@@ -45,7 +45,10 @@ class Figure(Document):
 
 
 class Tuned(Document):
-    """What was found: values by their names, and what they gain on seeds that the search did not see."""
+    """What was found: values by their names, and what they gain on seeds that the search did not see.
+
+    `requests` were counted in each run that reports, at least.
+    """
 
     schema_version: int = 1
     scenario: str
@@ -108,7 +111,7 @@ def tune(scenario: Scenario, plan: Plan, say: Say) -> tuple[Scenario, Tuned]:
         was=_values(scenario, known),
         tried=search.tried,
         seeds=seeds,
-        requests=plan.reported,
+        requests=min(r.requests for r in before),
         figures=_figures(before, after),
     )
     return best.scenario, found
