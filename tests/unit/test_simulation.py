@@ -29,6 +29,7 @@ from pipeline.lab.simulation.scenario import Core, Edge, Faults, Kind, Scenario,
 from pipeline.lab.simulation.traffic import Arrivals
 from pipeline.peers.policy import Policy
 from pipeline.serving.decision import Hint, Priority
+from pipeline.serving.gateway.settings import Effort, Limits
 from tests.support.evidence import PARAMS, measurement
 from tests.support.gateways import chat, running
 from tests.support.upstreams import says
@@ -181,6 +182,42 @@ def test_a_site_that_is_cut_off_answers_by_itself() -> None:
     assert found.faults.partitions == 3
 
 
+def test_an_endpoint_that_does_not_begin_is_given_up() -> None:
+    """A streamed answer begins within first_s of one of the attempts, or the request fails."""
+    waiting = queue(0.1, Spread(fixed=41.0), token_ms=1000.0, hours=1.0)
+    kind = waiting.traffic.kinds["k"].model_copy(update={"stream": True})
+    found = run(waiting.changed(traffic=Traffic(rate=0.1, kinds={"k": kind})), 1)
+    begun = [ms for ms, o in zip(found.record.counted_ms, found.record.outcome, strict=True) if o == Outcome.ANSWERED]
+    limits, effort = Limits(), Effort()
+    assert max(begun) <= effort.attempts * (limits.first_s + 1) * 1000
+    assert Outcome.FAILED in found.record.outcome
+
+
+@pytest.mark.parametrize(
+    ("deadline_ms", "limit_ms"),
+    [pytest.param(None, 300_000.0, id="answer_s"), pytest.param(20_000.0, 20_000.0, id="deadline")],
+)
+def test_an_answer_that_takes_too_long_is_cut(deadline_ms: float | None, limit_ms: float) -> None:
+    """It ends at its time as a fault, and its server is free for the next."""
+    slow = queue(0.001, Spread(fixed=401.0), token_ms=1000.0)
+    kind = slow.traffic.kinds["k"].model_copy(update={"deadline_ms": deadline_ms})
+    ran = run(slow.changed(traffic=Traffic(rate=0.001, kinds={"k": kind}), policy=Policy(token_ms=1.0, cpu=1.0)), 1)
+    found = results(ran)
+    cut = [ms for ms, o in zip(ran.record.total_ms, ran.record.outcome, strict=True) if o == Outcome.TIMEOUT]
+    assert cut
+    assert cut == pytest.approx([limit_ms] * len(cut))
+    assert found.outcomes["answered"] == 0
+    assert next(o for o in found.objectives if o.name == "availability").missed == found.requests
+    assert ran.sites.nodes[0][0].work_s <= len(cut) * limit_ms / 1000 + 1e-6
+
+
+def test_a_way_that_is_cut_twice_stays_cut_until_both_are_over() -> None:
+    """The end of a short cut within a long one does not join a site with its core."""
+    found = run(small(faults=Faults(core_down=[(300.0, 900.0), (400.0, 420.0)])), 4)
+    degraded = [at for at, o in zip(found.record.at, found.record.outcome, strict=True) if o == Outcome.DEGRADED]
+    assert any(430.0 < at < 890.0 for at in degraded)
+
+
 def test_nodes_that_die_lose_no_request() -> None:
     """With other nodes and a core to go to, a node's loss costs its requests time, and nothing else."""
     found = results(run(small(faults=Faults(node_hours=0.1, repair_s=60.0), hours=1.0), 7))
@@ -243,6 +280,12 @@ def test_every_published_figure_has_its_source() -> None:
         assert found.model_fields_set - {"machine", "sources"} <= set(found.sources), name
     with pytest.raises(ValueError, match="names no source of slots"):
         Figures(machine="x", token_ms=1.0, slots=2, sources={"token_ms": "y"})
+
+
+def test_a_core_that_is_down_comes_back_later() -> None:
+    """An end before its start is refused."""
+    with pytest.raises(ValueError, match="not before its end"):
+        Faults(core_down=[(100.0, 200.0), (500.0, 100.0)])
 
 
 def test_an_unknown_scenario_is_refused_with_those_there_are() -> None:

@@ -141,7 +141,7 @@ def results(ran: Ran) -> Results:
         },
         quantiles={name: _quantiles(ms[where]) for name, where in times.items() if where.any()},
         objectives=[_attained(o, ms, times, outcome, why) for o in OBJECTIVES],
-        reasons=_named(why[answered | (outcome == Outcome.TIMEOUT)], [str(r) for r in REASONS]),
+        reasons=_named(why[answered], [str(r) for r in REASONS]),
         refusals=_named(why[refused], [str(d) for d in DENIED]),
         cost=_cost(ran, count),
         control=control(ran),

@@ -146,6 +146,12 @@ class Faults(Document):
         list[tuple[Amount, Amount]], Field(description="(start, end) in s: no site reaches any pool")
     ] = Field(default_factory=list)
 
+    @model_validator(mode="after")
+    def _forwards(self) -> Faults:
+        if any(start >= end for start, end in self.core_down):
+            raise ValueError("core_down has a start that is not before its end")
+        return self
+
 
 class Scenario(Document):
     """A fleet, its network, its traffic, its faults, and who decides."""
