@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,11 +125,13 @@ def chosen(args: argparse.Namespace) -> Scenario:
 
     found = load(args.scenario)
     if args.hours is not None:
-        if args.hours <= 0:
-            raise CatalogError("--hours is not more than 0", hint="give the hours to simulate")
+        if not 0 < args.hours < inf:
+            raise CatalogError("--hours is no number above 0", hint="give the hours to simulate")
         found = found.changed(hours=args.hours)
     if args.requests is not None and args.requests < 1:
         raise CatalogError("--requests is less than 1", hint="give the requests to simulate")
+    if args.seed < 0:
+        raise CatalogError("--seed is less than 0", hint="give a whole number from 0 on")
     if getattr(args, "policy", None):
         found = found.steered(files.load(args.policy, parse_policy))
     if args.no_forecast:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime
+from importlib import resources
 from math import factorial, inf
 from pathlib import Path
 from typing import Any
@@ -342,8 +343,12 @@ def test_a_journal_is_replayed() -> None:
 
 
 @pytest.mark.parametrize(
-    "lines", [pytest.param([_line(None)], id="no time"), pytest.param(["{"], id="no JSON"), pytest.param([], id="none")]
-)
+    "lines",
+    [
+        pytest.param([_line(None)], id="no time"), pytest.param([_line(1.78e19)], id="nanoseconds"),
+        pytest.param(["{"], id="no JSON"), pytest.param([], id="none"),
+    ],
+)  # fmt: skip
 def test_what_is_no_journal_is_refused(lines: list[str]) -> None:
     """The error says which line, and what a journal is."""
     with pytest.raises(CatalogError):
@@ -377,6 +382,42 @@ def test_the_command_prints_tables_or_json(capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["simulate", "--scenario", "lab-pi", "--requests", "500", "--json"]) == 0
     assert Results.model_validate_json(capsys.readouterr().out).requests == 500
     assert cli.main(["simulate", "--scenario", "nowhere"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        pytest.param(["--hours", "nan"], "--hours", id="hours are no number"),
+        pytest.param(["--hours", "inf"], "--hours", id="hours without end"),
+        pytest.param(["--seed", "-1"], "--seed", id="a seed below 0"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error names the flag, and the hint says what to give."""
+    assert cli.main(["simulate", "--scenario", "lab-pi", *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"edge-release: error: {told}")
+    assert "hint: give" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        pytest.param("nodes: 1", "nodes: 1, variant: my-model", "no variant 'my-model'", id="no such variant"),
+        pytest.param("rate: 0.2", "rate: 1.0e+300", "traffic.rate", id="more than can be drawn"),
+        pytest.param("traffic:", "faults: {core_down: [[5, 1]]}\ntraffic:", "core_down", id="up before it is down"),
+    ],
+)
+def test_a_scenario_that_cannot_be_is_refused(
+    old: str, new: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error names the key."""
+    text = (resources.files("pipeline.lab.simulation") / "scenarios/lab-pi.yaml").read_text()
+    assert old in text
+    path = tmp_path / "scenario.yaml"
+    path.write_text(text.replace(old, new))
+    assert cli.main(["simulate", "--scenario", str(path)]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_the_journal_of_a_gateway_is_one(tmp_path: Path) -> None:

@@ -35,6 +35,17 @@ def test_settings_that_are_refused_are_no_candidates() -> None:
     assert turned(scenario, known, [0.5] * len(known)) is not None
 
 
+def test_a_search_without_a_candidate_keeps_what_is_in_force() -> None:
+    """Where the settings refuse whatever the dials say, the scenario comes back as it was."""
+    base = load("bursts")
+    assert base.controller is not None
+    routing = base.controller.routing.model_copy(update={"burn": 50.0, "burn_calm": 40.0})
+    scenario = base.changed(history_days=0.0, controller=base.controller.model_copy(update={"routing": routing}))
+    best, found = tune(scenario, Plan(candidates=3, requests=100, reported=100, reports=2), lambda done: None)
+    assert best == scenario
+    assert found.values == found.was
+
+
 def test_a_search_gains_on_seeds_that_it_did_not_see() -> None:
     """On the lab's fleet even a small search keeps more promises, and the same seed finds the same."""
     best, found = tune(load("lab"), SMALL, lambda done: None)

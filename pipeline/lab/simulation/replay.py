@@ -20,12 +20,13 @@ from pipeline.lab.simulation.traffic import Block
 from pipeline.serving.decision import Hint, Priority, Reason
 
 _LONG = 256  # tokens that such an answer was bounded by, at least: the policy's default
+_END = datetime(2100, 1, 1, tzinfo=UTC).timestamp()  # what says later is no time in seconds
 
 
 class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    at: float
+    at: float = Field(ge=0, lt=_END)
     prompt_tokens: int = Field(ge=0)
     generated: int = Field(ge=0)
     reason: str | None = None

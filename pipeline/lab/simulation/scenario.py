@@ -11,9 +11,10 @@ from math import exp, log
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
 from pipeline.catalog.document import Document, parse_yaml
+from pipeline.catalog.names import Variant
 from pipeline.control.settings import Settings
 from pipeline.errors import CatalogError
 from pipeline.lab.simulation.figures import Figures, named, published
@@ -23,6 +24,7 @@ from pipeline.serving.decision import Hint, Priority
 Amount = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Served = Annotated[str, AfterValidator(lambda name: Variant.parse(name).name)]
 _Z95 = 1.6449
 
 
@@ -82,18 +84,18 @@ class Burst(Document):
     first_s: Annotated[Amount, Field(description="s until the first")] = 0.0
     jitter_s: Annotated[Amount, Field(description="s that each comes earlier or later, at most")] = 0.0
     lasts_s: Annotated[Positive, Field(description="s that each lasts")]
-    factor: Annotated[Amount, Field(description="times the traffic of that hour")]
+    factor: Annotated[float, Field(ge=0, le=1000, description="times the traffic of that hour")]
     sites: Annotated[Share, Field(description="share of the sites that have it, drawn anew each time")] = 1.0
 
 
 class Traffic(Document):
     """Requests of one site."""
 
-    rate: Annotated[Positive, Field(description="requests a second in the mean")]
+    rate: Annotated[float, Field(gt=0, le=10_000, description="requests a second in the mean")]
     hourly: Annotated[
         list[Amount], Field(description="24 weights of a day's hours, or 168 of a week's from Monday 00:00 UTC")
     ] = Field(default_factory=lambda: [1.0] * 24)
-    skew: Annotated[Amount, Field(description="standard deviation of the logarithm of a site's size")] = 0.0
+    skew: Annotated[float, Field(ge=0, le=5, description="standard deviation of the logarithm of a site's size")] = 0.0
     bursts: list[Burst] = Field(default_factory=list)
     kinds: Annotated[dict[str, Kind], Field(min_length=1, description="by name")]
 
@@ -110,7 +112,7 @@ class Edge(Document):
     sites: Annotated[int, Field(ge=1, description="each with a gateway of its own")] = 1
     nodes: Annotated[int, Field(ge=0, description="of each site")] = 4
     figures: Annotated[str, Field(description="what machine a node is: of `figures`, or published ones")] = "pi5"
-    variant: Annotated[str, Field(description="what it serves")] = "tiny-edge-arm64"
+    variant: Annotated[Served, Field(description="what it serves")] = "tiny-edge-arm64"
     round_trip_ms: Annotated[Amount, Field(description="ms between gateway and node")] = 1.5
     jitter_ms: Annotated[Amount, Field(description="mean of what is added to a round trip, exponential")] = 0.5
 
@@ -125,7 +127,7 @@ class Core(Document):
     figures: Annotated[str, Field(description="what machine a replica is: of `figures`, or published ones")] = (
         "nvlink-4"
     )
-    variant: Annotated[str, Field(description="what it serves")] = "large-x86_64"
+    variant: Annotated[Served, Field(description="what it serves")] = "large-x86_64"
     round_trip_ms: Annotated[Amount, Field(description="ms between gateway and replica")] = 18.0
     jitter_ms: Annotated[Amount, Field(description="mean of what is added to a round trip, exponential")] = 3.0
     cold_start_s: Annotated[Amount, Field(description="s from asking for a replica to its first answer")] = 180.0

@@ -98,7 +98,7 @@ def tune(scenario: Scenario, plan: Plan, say: Say) -> tuple[Scenario, Tuned]:
     search = _Search(scenario, plan, say)
     known = dials(scenario)
     sobol = qmc.Sobol(len(known), rng=np.random.default_rng(plan.seed)).random(_power(plan.candidates))
-    best = search.halved(search.made(known, sobol[: plan.candidates]))
+    best = search.halved(search.made(known, sobol[: plan.candidates]) or [Candidate(scenario)])
     if best.shares is not None:
         rng = np.random.default_rng([plan.seed, 1])
         near = np.asarray(best.shares) + _AROUND * rng.standard_normal((plan.candidates - 1, len(known)))
