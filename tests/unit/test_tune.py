@@ -15,7 +15,7 @@ from pipeline.lab.simulation.results import results
 from pipeline.lab.simulation.run import run
 from pipeline.lab.simulation.scenario import load
 from pipeline.lab.simulation.tune import Plan, loss, tune
-from pipeline.peers.policy import parse_policy
+from pipeline.peers.policy import Policy, parse_policy
 
 SMALL = Plan(candidates=6, requests=300, reported=1500, reports=3, seed=1)
 
@@ -33,6 +33,23 @@ def test_settings_that_are_refused_are_no_candidates() -> None:
     low = [0.0 if d.label == "scaling.target" else 0.5 for d in known]
     assert turned(scenario, known, low) is None
     assert turned(scenario, known, [0.5] * len(known)) is not None
+
+
+def test_what_no_request_can_feel_is_not_turned() -> None:
+    """No request of a measured site bounds its answer, so that the threshold for such bounds is no dial."""
+    scenario = load("lab")
+    kinds = {name: kind.model_copy(update={"max_tokens": None}) for name, kind in scenario.traffic.kinds.items()}
+    unbounded = scenario.changed(traffic=scenario.traffic.model_copy(update={"kinds": kinds}))
+    assert {d.label for d in dials(scenario)} - {d.label for d in dials(unbounded)} == {"policy.long_generation_tokens"}
+
+
+def test_what_is_fixed_stays_and_is_not_told_of() -> None:
+    """What a search says is of the policy that it returns, with the fixed threshold as it was."""
+    scenario = load("lab").changed(policy=Policy(cpu=1.0))
+    best, found = tune(scenario, SMALL, lambda done: None, {"policy.cpu"})
+    assert best.first_policy.cpu == 1.0
+    assert "policy.cpu" not in found.values.keys() | found.was.keys()
+    assert found.values["policy.queue_wait_ms"] == best.first_policy.queue_wait_ms
 
 
 def test_a_search_without_a_candidate_keeps_what_is_in_force() -> None:
