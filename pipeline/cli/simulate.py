@@ -94,6 +94,10 @@ def _simulate(args: argparse.Namespace) -> None:
     with needs("a simulation needs", "lab"):
         from pipeline.lab.simulation.results import results
         from pipeline.lab.simulation.run import run
+    if args.replay and (args.requests is not None or args.hours is not None):
+        raise CatalogError(
+            "--replay takes as many requests as the journals hold", hint="leave out --requests and --hours"
+        )
     scenario, blocks = chosen(args), None
     if args.replay:
         from pipeline.lab.simulation.replay import replay
@@ -175,12 +179,15 @@ def _tune(args: argparse.Namespace) -> None:
     if args.candidates < 3 or args.trace < 100 or args.reports < 2:
         raise CatalogError("that is too little to choose by", hint="3 candidates, 100 requests, 2 reports at least")
     scenario = chosen(args)
+    if args.controller_out and scenario.controller is None:
+        raise CatalogError(f"the scenario {scenario.name} has no controller", hint="leave out --controller-out")
     reported = args.requests or 10 * args.trace
     plan = Plan(args.candidates, args.trace, reported, args.reports, args.seed)
     with tqdm(total=plan.runs, unit=" runs", leave=False, disable=None, file=sys.stderr) as shown:
         best, found = tune(scenario, plan, lambda done: shown.update(done - shown.n))
     files.write(args.out, _document(best.first_policy, found).encode())
-    if args.controller_out and best.controller is not None:
+    if args.controller_out:
+        assert best.controller is not None, "the scenario has one"
         files.write(args.controller_out, _document(best.controller, found).encode())
     if args.json:
         output.emit(found.model_dump(mode="json"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from importlib import resources
 from math import factorial, inf
 from pathlib import Path
@@ -64,7 +64,7 @@ def small(**changes: Any) -> Scenario:
     }
     given: dict[str, Any] = {
         "name": "small", "about": "a test's", "start": START, "hours": 0.5,
-        "edge": Edge(sites=3, nodes=2), "core": Core(replicas=2, least=1, most=2),
+        "edge": Edge(sites=3, nodes=2), "core": Core(replicas=2, most=2),
         "traffic": Traffic(rate=0.8, skew=0.3, kinds=kinds),
         "faults": Faults(node_hours=0.2, repair_s=60.0, partition_hours=0.2, partition_s=20.0, core_down=[(600.0, 640.0)]),
     }  # fmt: skip
@@ -355,6 +355,28 @@ def test_what_is_no_journal_is_refused(lines: list[str]) -> None:
         replay(load("lab"), [lines], 1)
 
 
+def test_one_request_is_replayed_within_a_second() -> None:
+    """Its rate is that of a second, and the days before, which no journal tells of, are not drawn."""
+    found = replay(load("bursts"), [[_line(1000.5)]], 1)
+    assert past(found.scenario, 1) == []
+    assert results(run(found.scenario, 1, blocks=[found.block])).seconds == 1.0
+
+
+@pytest.mark.parametrize("reason", ["retry", "hedge", "continued", "degraded"])
+def test_a_journal_does_not_say_what_such_a_request_was(reason: str) -> None:
+    """It is replayed as a plain one."""
+    assert list(replay(load("lab"), [[_line(1000.5, reason=reason)]], 1).scenario.traffic.kinds) == ["plain"]
+
+
+def test_hours_are_those_of_utc() -> None:
+    """A start at 8:00 of Tokyo is 23:00 UTC, for the traffic and on the page."""
+    traffic = small().traffic.model_copy(update={"hourly": [*[1.0] * 23, 9.0]})
+    starts = datetime(2026, 11, 2, 8, tzinfo=timezone(timedelta(hours=9))), datetime(2026, 11, 1, 23, tzinfo=UTC)
+    there, here = (small(start=start, traffic=traffic) for start in starts)
+    assert Arrivals(there, 1).rate(0.0).sum() == Arrivals(here, 1).rate(0.0).sum() > 3 * small().traffic.rate
+    assert "from 2026-11-01 23:00 UTC" in html(results(run(there, 1, requests=50)), there)
+
+
 def test_evidence_becomes_service_times() -> None:
     """What a check measured is what the simulated server takes, and is named as its source."""
     variant = next(v for v in VARIANTS if v.name == "tiny-edge-arm64")
@@ -390,14 +412,16 @@ def test_the_command_prints_tables_or_json(capsys: pytest.CaptureFixture[str]) -
         pytest.param(["--hours", "nan"], "--hours", id="hours are no number"),
         pytest.param(["--hours", "inf"], "--hours", id="hours without end"),
         pytest.param(["--seed", "-1"], "--seed", id="a seed below 0"),
+        pytest.param(["--replay", "journal", "--requests", "9"], "--replay", id="fewer requests than were"),
+        pytest.param(["--replay", "journal", "--hours", "1"], "--replay", id="other hours than were"),
     ],
 )
 def test_nonsense_is_refused_in_one_line(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The error names the flag, and the hint says what to give."""
+    """The error names the flag, and a hint follows."""
     assert cli.main(["simulate", "--scenario", "lab-pi", *flags]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"edge-release: error: {told}")
-    assert "hint: give" in said
+    assert "hint: " in said
 
 
 @pytest.mark.parametrize(
@@ -405,6 +429,11 @@ def test_nonsense_is_refused_in_one_line(flags: list[str], told: str, capsys: py
     [
         pytest.param("nodes: 1", "nodes: 1, variant: my-model", "no variant 'my-model'", id="no such variant"),
         pytest.param("rate: 0.2", "rate: 1.0e+300", "traffic.rate", id="more than can be drawn"),
+        pytest.param(
+            "traffic:", "core: {replicas: 3, most: 1}\ntraffic:", "replicas are more", id="replicas beyond most"
+        ),
+        pytest.param("traffic:", "core: {least: 1}\ntraffic:", "core.least", id="a key that nothing reads"),
+        pytest.param("2026-11", "0001-11", "between 1900 and 2100", id="long ago"),
         pytest.param("traffic:", "faults: {core_down: [[5, 1]]}\ntraffic:", "core_down", id="up before it is down"),
     ],
 )

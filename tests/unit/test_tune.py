@@ -88,3 +88,5 @@ def test_the_command_writes_what_gateway_and_controller_take(
     assert parse_settings(controller.read_text(), "controller.yaml").policy == policy
     assert "policy.tiny_prompt_tokens" in capsys.readouterr().out
     assert cli.main([*args, "--reports", "1"]) == 2
+    assert cli.main(["tune", "--scenario", "lab", "--controller-out", str(controller)]) == 2
+    assert "the scenario lab has no controller" in capsys.readouterr().err

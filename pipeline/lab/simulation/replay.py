@@ -1,8 +1,9 @@
 """A gateway's journal as traffic: the requests that came, when they came.
 
-Rules: of each line its time, its tokens and why it went where it went are read, for a journal has no prompts: what was
-sensitive, batch or for the large tier is so again, everything else is routed anew. Lines of requests that were refused
-before anything was tried count too; those that say no tokens are left out. Prompts count as new ones.
+Rules: of each line its time, its tokens and why it went where it went are read, for a journal has no prompts: what went
+there as sensitive, batch, long or for the large tier is so again, everything else is routed anew. So is what was tried
+again, asked twice, continued or degraded: of such a request the journal does not say what it was. Lines of requests
+that were refused before anything was tried count too; those that say no tokens are left out. Prompts count as new ones.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def replay(scenario: Scenario, journals: Sequence[Iterable[str]], seed: int) -> 
         start=datetime.fromtimestamp(began, UTC),
         hours=max(last - began, 1.0) / 3600,
         warmup_s=0.0,
+        history_days=0.0,
         traffic=scenario.traffic.model_copy(update={"kinds": kinds}),
     )
     return Replay(changed, block)

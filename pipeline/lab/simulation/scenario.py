@@ -6,6 +6,7 @@ key is refused.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from importlib.resources import files
 from math import exp, log
 from pathlib import Path
@@ -122,8 +123,7 @@ class Core(Document):
 
     pools: Annotated[int, Field(ge=1, description="of large servers")] = 1
     replicas: Annotated[int, Field(ge=0, description="of each pool at the start, ready")] = 1
-    least: Annotated[int, Field(ge=0, description="replicas of each pool")] = 0
-    most: Annotated[int, Field(ge=1, le=64, description="replicas of each pool")] = 4
+    most: Annotated[int, Field(ge=1, le=64, description="replicas of each pool, at any time")] = 4
     figures: Annotated[str, Field(description="what machine a replica is: of `figures`, or published ones")] = (
         "nvlink-4"
     )
@@ -131,6 +131,12 @@ class Core(Document):
     round_trip_ms: Annotated[Amount, Field(description="ms between gateway and replica")] = 18.0
     jitter_ms: Annotated[Amount, Field(description="mean of what is added to a round trip, exponential")] = 3.0
     cold_start_s: Annotated[Amount, Field(description="s from asking for a replica to its first answer")] = 180.0
+
+    @model_validator(mode="after")
+    def _room(self) -> Core:
+        if self.replicas > self.most:
+            raise ValueError("replicas are more than most")
+        return self
 
 
 class Faults(Document):
@@ -155,13 +161,21 @@ class Faults(Document):
         return self
 
 
+def _utc(start: datetime) -> datetime:
+    if not 1900 <= start.year < 2100:
+        raise ValueError("a start is between 1900 and 2100")
+    return start.astimezone(UTC)
+
+
 class Scenario(Document):
     """A fleet, its network, its traffic, its faults, and who decides."""
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(description="shown in results")]
     about: Annotated[str, Field(description="a sentence, shown in results")]
-    start: Annotated[AwareDatetime, Field(description="with its offset from UTC: traffic follows the hour")]
+    start: Annotated[
+        AwareDatetime, AfterValidator(_utc), Field(description="with its offset from UTC: traffic follows UTC's hour")
+    ]
     hours: Annotated[Positive, Field(description="that are simulated")]
     warmup_s: Annotated[Amount, Field(description="s at the start that are simulated but not reported")] = 0.0
     edge: Edge = Field(default_factory=Edge)
@@ -173,7 +187,8 @@ class Scenario(Document):
         Settings | None, Field(description="with one pool, whose policy counts; none: nobody steers")
     ] = None
     history_days: Annotated[
-        Amount, Field(description="days before the start that the controller has seen, to foresee by; 0: none")
+        float,
+        Field(ge=0, le=3650, description="days before the start that the controller has seen, to foresee by; 0: none"),
     ] = 0.0
     tick_s: Annotated[Positive, Field(description="s between two looks of a controller")] = 15.0
     poll_s: Annotated[Positive, Field(description="s between two looks of a gateway at its servers")] = 1.0
