@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add what says which fleet is simulated, and for how long."""
     parser.add_argument("--scenario", default="lab", metavar="NAME|FILE", help="what is simulated (default: lab)")
     parser.add_argument("--seed", type=int, default=1, help="of all random numbers (default: 1)")
-    parser.add_argument("--requests", type=int, metavar="N", help="end after N requests")
+    parser.add_argument("--requests", type=int, metavar="N", help="end after N requests, without the warm-up's")
     parser.add_argument("--hours", type=float, metavar="H", help="simulated hours (default: the scenario's)")
     parser.add_argument("--no-forecast", action="store_true", help="let the controller only react")
     parser.add_argument(
@@ -93,6 +94,10 @@ def _simulate(args: argparse.Namespace) -> None:
     with needs("a simulation needs", "lab"):
         from pipeline.lab.simulation.results import results
         from pipeline.lab.simulation.run import run
+    if args.replay and (args.requests is not None or args.hours is not None):
+        raise CatalogError(
+            "--replay takes as many requests as the journals hold", hint="leave out --requests and --hours"
+        )
     scenario, blocks = chosen(args), None
     if args.replay:
         from pipeline.lab.simulation.replay import replay
@@ -124,11 +129,13 @@ def chosen(args: argparse.Namespace) -> Scenario:
 
     found = load(args.scenario)
     if args.hours is not None:
-        if args.hours <= 0:
-            raise CatalogError("--hours is not more than 0", hint="give the hours to simulate")
+        if not 0 < args.hours < inf:
+            raise CatalogError("--hours is no number above 0", hint="give the hours to simulate")
         found = found.changed(hours=args.hours)
     if args.requests is not None and args.requests < 1:
         raise CatalogError("--requests is less than 1", hint="give the requests to simulate")
+    if args.seed < 0:
+        raise CatalogError("--seed is less than 0", hint="give a whole number from 0 on")
     if getattr(args, "policy", None):
         found = found.steered(files.load(args.policy, parse_policy))
     if args.no_forecast:
@@ -172,12 +179,15 @@ def _tune(args: argparse.Namespace) -> None:
     if args.candidates < 3 or args.trace < 100 or args.reports < 2:
         raise CatalogError("that is too little to choose by", hint="3 candidates, 100 requests, 2 reports at least")
     scenario = chosen(args)
+    if args.controller_out and scenario.controller is None:
+        raise CatalogError(f"the scenario {scenario.name} has no controller", hint="leave out --controller-out")
     reported = args.requests or 10 * args.trace
     plan = Plan(args.candidates, args.trace, reported, args.reports, args.seed)
     with tqdm(total=plan.runs, unit=" runs", leave=False, disable=None, file=sys.stderr) as shown:
         best, found = tune(scenario, plan, lambda done: shown.update(done - shown.n))
     files.write(args.out, _document(best.first_policy, found).encode())
-    if args.controller_out and best.controller is not None:
+    if args.controller_out:
+        assert best.controller is not None, "the scenario has one"
         files.write(args.controller_out, _document(best.controller, found).encode())
     if args.json:
         output.emit(found.model_dump(mode="json"))

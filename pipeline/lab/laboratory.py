@@ -36,7 +36,7 @@ from pipeline.serving.node.engine import HOST
 Act = Callable[[], Awaitable[None]]
 NODES = ("pi-1", "pi-2", "pi-3", "pi-4")
 JOURNAL = "journal.jsonl"
-_SHARED = "policy.cpu"  # is not for a lab to tune: its nodes share processors
+_SHARED = {"policy.cpu"}  # is not for a lab to tune: its nodes share processors
 _STEERED_S = 120.0  # until a new policy is in force
 _SETTLED_S = 2.0  # between a load and what follows
 TRIED = Plan(candidates=9, requests=1000, reported=5000, reports=3)
@@ -219,11 +219,8 @@ class Laboratory:
         told = (await site.look(STATUS_PATH))["pools"]
         slots = {Pool(p["pool"]): min(e["slots"] for e in p["endpoints"]) for p in told}
         seen = measured.scenario(calm.requests, nodes=len(site.nodes), slots=slots, policy=site.policy)
-        best, tuned = await asyncio.to_thread(tune, seen, self._plans.search, self._searched)
-        policy = best.first_policy.model_copy(update={"cpu": site.policy.cpu})
-        self.found.tuned = tuned = tuned.model_copy(
-            update={"values": {n: v for n, v in tuned.values.items() if n != _SHARED}}
-        )
+        best, tuned = await asyncio.to_thread(tune, seen, self._plans.search, self._searched, _SHARED)
+        policy, self.found.tuned = best.first_policy, tuned
         files.write(site.logs / "scenario.yaml", _yaml(seen))
         files.write(site.logs / "policy.yaml", _yaml(policy))
         moved = [f"   {n}: {tuned.was[n]:g} -> {value:g}" for n, value in tuned.values.items() if value != tuned.was[n]]

@@ -38,7 +38,7 @@ def scenario(requests: Sequence[Asked], *, nodes: int, slots: dict[Pool, int], p
         hours=1.0,
         warmup_s=10.0,
         edge=Edge(nodes=nodes, figures="edge", round_trip_ms=0.5, jitter_ms=0.1),
-        core=Core(replicas=1, least=1, most=1, figures="core", round_trip_ms=0.5, jitter_ms=0.1),
+        core=Core(replicas=1, most=1, figures="core", round_trip_ms=0.5, jitter_ms=0.1),
         traffic=Traffic(rate=len(requests) / seconds, kinds=_kinds(requests)),
         policy=policy,
         figures={"edge": edge, "core": core},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
+from importlib import resources
 from math import factorial, inf
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from pipeline.lab.simulation.scenario import Core, Edge, Faults, Kind, Scenario,
 from pipeline.lab.simulation.traffic import Arrivals
 from pipeline.peers.policy import Policy
 from pipeline.serving.decision import Hint, Priority
+from pipeline.serving.gateway.settings import Effort, Limits
 from tests.support.evidence import PARAMS, measurement
 from tests.support.gateways import chat, running
 from tests.support.upstreams import says
@@ -62,7 +64,7 @@ def small(**changes: Any) -> Scenario:
     }
     given: dict[str, Any] = {
         "name": "small", "about": "a test's", "start": START, "hours": 0.5,
-        "edge": Edge(sites=3, nodes=2), "core": Core(replicas=2, least=1, most=2),
+        "edge": Edge(sites=3, nodes=2), "core": Core(replicas=2, most=2),
         "traffic": Traffic(rate=0.8, skew=0.3, kinds=kinds),
         "faults": Faults(node_hours=0.2, repair_s=60.0, partition_hours=0.2, partition_s=20.0, core_down=[(600.0, 640.0)]),
     }  # fmt: skip
@@ -134,8 +136,7 @@ def test_every_request_arrives_once_and_ends_once(
     arrivals = sorted(at for block in Arrivals(scenario, seed).blocks() for at in block.at)
     assert sorted(found.record.at) == arrivals
     assert all(end >= at for at, end in zip(found.record.at, found.record.ended, strict=True))
-    servers = [s for own in found.sites.nodes for s in own] + [s for p in found.sites.pools for s in p.servers]
-    assert not any(s.busy or s.queue or s.trips for s in servers)
+    assert not any(s.busy or s.queue or s.trips for s in found.sites.servers)
     assert not any(any(d.flights.values()) or d.waiting for d in found.sites.doors)
 
 
@@ -144,6 +145,25 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     first, again, other = (results(run(small(), seed)).model_dump_json() for seed in (5, 5, 6))
     assert first == again
     assert first != other
+
+
+def test_the_warm_up_costs_nothing_and_uses_up_no_requests() -> None:
+    """So many requests as were asked for are measured, and a thousand of them cost what they do in a run without one."""
+    cold, warm = small(faults=Faults()), small(faults=Faults(), warmup_s=600.0)
+    first, second = (results(run(s, 8, requests=600)) for s in (cold, warm))
+    assert first.requests == second.requests == 600
+    assert second.seconds > first.seconds + 500
+    assert second.cost.per_1k_usd == pytest.approx(first.cost.per_1k_usd, rel=0.2)
+    assert second.cost.per_1k_wh == pytest.approx(first.cost.per_1k_wh, rel=0.2)
+    assert second.cost.replica_hours == pytest.approx(2 * (second.seconds - 600) / 3600, abs=1e-4)
+    assert second.series.hours[0] > 600 / 3600
+
+
+def test_a_run_that_measures_nothing_is_refused() -> None:
+    """A warm-up longer than the run is an error with a hint, and no run that kept its objectives."""
+    with pytest.raises(CatalogError, match="nothing was measured: no request came after the warm-up of 3600 s") as e:
+        results(run(small(warmup_s=3600.0), 1))
+    assert "warmup_s" in e.value.hint
 
 
 def test_another_policy_meets_the_same_requests() -> None:
@@ -161,6 +181,42 @@ def test_a_site_that_is_cut_off_answers_by_itself() -> None:
     assert degraded
     assert all(295.0 <= at <= 915.0 for at in degraded)
     assert found.faults.partitions == 3
+
+
+def test_an_endpoint_that_does_not_begin_is_given_up() -> None:
+    """A streamed answer begins within first_s of one of the attempts, or the request fails."""
+    waiting = queue(0.1, Spread(fixed=41.0), token_ms=1000.0, hours=1.0)
+    kind = waiting.traffic.kinds["k"].model_copy(update={"stream": True})
+    found = run(waiting.changed(traffic=Traffic(rate=0.1, kinds={"k": kind})), 1)
+    begun = [ms for ms, o in zip(found.record.counted_ms, found.record.outcome, strict=True) if o == Outcome.ANSWERED]
+    limits, effort = Limits(), Effort()
+    assert max(begun) <= effort.attempts * (limits.first_s + 1) * 1000
+    assert Outcome.FAILED in found.record.outcome
+
+
+@pytest.mark.parametrize(
+    ("deadline_ms", "limit_ms"),
+    [pytest.param(None, 300_000.0, id="answer_s"), pytest.param(20_000.0, 20_000.0, id="deadline")],
+)
+def test_an_answer_that_takes_too_long_is_cut(deadline_ms: float | None, limit_ms: float) -> None:
+    """It ends at its time as a fault, and its server is free for the next."""
+    slow = queue(0.001, Spread(fixed=401.0), token_ms=1000.0)
+    kind = slow.traffic.kinds["k"].model_copy(update={"deadline_ms": deadline_ms})
+    ran = run(slow.changed(traffic=Traffic(rate=0.001, kinds={"k": kind}), policy=Policy(token_ms=1.0, cpu=1.0)), 1)
+    found = results(ran)
+    cut = [ms for ms, o in zip(ran.record.total_ms, ran.record.outcome, strict=True) if o == Outcome.TIMEOUT]
+    assert cut
+    assert cut == pytest.approx([limit_ms] * len(cut))
+    assert found.outcomes["answered"] == 0
+    assert next(o for o in found.objectives if o.name == "availability").missed == found.requests
+    assert ran.sites.nodes[0][0].work_s <= len(cut) * limit_ms / 1000 + 1e-6
+
+
+def test_a_way_that_is_cut_twice_stays_cut_until_both_are_over() -> None:
+    """The end of a short cut within a long one does not join a site with its core."""
+    found = run(small(faults=Faults(core_down=[(300.0, 900.0), (400.0, 420.0)])), 4)
+    degraded = [at for at, o in zip(found.record.at, found.record.outcome, strict=True) if o == Outcome.DEGRADED]
+    assert any(430.0 < at < 890.0 for at in degraded)
 
 
 def test_nodes_that_die_lose_no_request() -> None:
@@ -227,6 +283,12 @@ def test_every_published_figure_has_its_source() -> None:
         Figures(machine="x", token_ms=1.0, slots=2, sources={"token_ms": "y"})
 
 
+def test_a_core_that_is_down_comes_back_later() -> None:
+    """An end before its start is refused."""
+    with pytest.raises(ValueError, match="not before its end"):
+        Faults(core_down=[(100.0, 200.0), (500.0, 100.0)])
+
+
 def test_an_unknown_scenario_is_refused_with_those_there_are() -> None:
     """The error names what can be asked for."""
     with pytest.raises(CatalogError) as e:
@@ -281,12 +343,38 @@ def test_a_journal_is_replayed() -> None:
 
 
 @pytest.mark.parametrize(
-    "lines", [pytest.param([_line(None)], id="no time"), pytest.param(["{"], id="no JSON"), pytest.param([], id="none")]
-)
+    "lines",
+    [
+        pytest.param([_line(None)], id="no time"), pytest.param([_line(1.78e19)], id="nanoseconds"),
+        pytest.param(["{"], id="no JSON"), pytest.param([], id="none"),
+    ],
+)  # fmt: skip
 def test_what_is_no_journal_is_refused(lines: list[str]) -> None:
     """The error says which line, and what a journal is."""
     with pytest.raises(CatalogError):
         replay(load("lab"), [lines], 1)
+
+
+def test_one_request_is_replayed_within_a_second() -> None:
+    """Its rate is that of a second, and the days before, which no journal tells of, are not drawn."""
+    found = replay(load("bursts"), [[_line(1000.5)]], 1)
+    assert past(found.scenario, 1) == []
+    assert results(run(found.scenario, 1, blocks=[found.block])).seconds == 1.0
+
+
+@pytest.mark.parametrize("reason", ["retry", "hedge", "continued", "degraded"])
+def test_a_journal_does_not_say_what_such_a_request_was(reason: str) -> None:
+    """It is replayed as a plain one."""
+    assert list(replay(load("lab"), [[_line(1000.5, reason=reason)]], 1).scenario.traffic.kinds) == ["plain"]
+
+
+def test_hours_are_those_of_utc() -> None:
+    """A start at 8:00 of Tokyo is 23:00 UTC, for the traffic and on the page."""
+    traffic = small().traffic.model_copy(update={"hourly": [*[1.0] * 23, 9.0]})
+    starts = datetime(2026, 11, 2, 8, tzinfo=timezone(timedelta(hours=9))), datetime(2026, 11, 1, 23, tzinfo=UTC)
+    there, here = (small(start=start, traffic=traffic) for start in starts)
+    assert Arrivals(there, 1).rate(0.0).sum() == Arrivals(here, 1).rate(0.0).sum() > 3 * small().traffic.rate
+    assert "from 2026-11-01 23:00 UTC" in html(results(run(there, 1, requests=50)), there)
 
 
 def test_evidence_becomes_service_times() -> None:
@@ -314,8 +402,51 @@ def test_the_command_prints_tables_or_json(capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["simulate", "--scenario", "lab-pi", "--requests", "500"]) == 0
     assert "edge_p95" in capsys.readouterr().out
     assert cli.main(["simulate", "--scenario", "lab-pi", "--requests", "500", "--json"]) == 0
-    assert Results.model_validate_json(capsys.readouterr().out).requests > 400
+    assert Results.model_validate_json(capsys.readouterr().out).requests == 500
     assert cli.main(["simulate", "--scenario", "nowhere"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        pytest.param(["--hours", "nan"], "--hours", id="hours are no number"),
+        pytest.param(["--hours", "inf"], "--hours", id="hours without end"),
+        pytest.param(["--seed", "-1"], "--seed", id="a seed below 0"),
+        pytest.param(["--replay", "journal", "--requests", "9"], "--replay", id="fewer requests than were"),
+        pytest.param(["--replay", "journal", "--hours", "1"], "--replay", id="other hours than were"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error names the flag, and a hint follows."""
+    assert cli.main(["simulate", "--scenario", "lab-pi", *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"edge-release: error: {told}")
+    assert "hint: " in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        pytest.param("nodes: 1", "nodes: 1, variant: my-model", "no variant 'my-model'", id="no such variant"),
+        pytest.param("rate: 0.2", "rate: 1.0e+300", "traffic.rate", id="more than can be drawn"),
+        pytest.param(
+            "traffic:", "core: {replicas: 3, most: 1}\ntraffic:", "replicas are more", id="replicas beyond most"
+        ),
+        pytest.param("traffic:", "core: {least: 1}\ntraffic:", "core.least", id="a key that nothing reads"),
+        pytest.param("2026-11", "0001-11", "between 1900 and 2100", id="long ago"),
+        pytest.param("traffic:", "faults: {core_down: [[5, 1]]}\ntraffic:", "core_down", id="up before it is down"),
+    ],
+)
+def test_a_scenario_that_cannot_be_is_refused(
+    old: str, new: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error names the key."""
+    text = (resources.files("pipeline.lab.simulation") / "scenarios/lab-pi.yaml").read_text()
+    assert old in text
+    path = tmp_path / "scenario.yaml"
+    path.write_text(text.replace(old, new))
+    assert cli.main(["simulate", "--scenario", str(path)]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_the_journal_of_a_gateway_is_one(tmp_path: Path) -> None:

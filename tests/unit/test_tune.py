@@ -15,7 +15,7 @@ from pipeline.lab.simulation.results import results
 from pipeline.lab.simulation.run import run
 from pipeline.lab.simulation.scenario import load
 from pipeline.lab.simulation.tune import Plan, loss, tune
-from pipeline.peers.policy import parse_policy
+from pipeline.peers.policy import Policy, parse_policy
 
 SMALL = Plan(candidates=6, requests=300, reported=1500, reports=3, seed=1)
 
@@ -35,11 +35,40 @@ def test_settings_that_are_refused_are_no_candidates() -> None:
     assert turned(scenario, known, [0.5] * len(known)) is not None
 
 
+def test_what_no_request_can_feel_is_not_turned() -> None:
+    """No request of a measured site bounds its answer, so that the threshold for such bounds is no dial."""
+    scenario = load("lab")
+    kinds = {name: kind.model_copy(update={"max_tokens": None}) for name, kind in scenario.traffic.kinds.items()}
+    unbounded = scenario.changed(traffic=scenario.traffic.model_copy(update={"kinds": kinds}))
+    assert {d.label for d in dials(scenario)} - {d.label for d in dials(unbounded)} == {"policy.long_generation_tokens"}
+
+
+def test_what_is_fixed_stays_and_is_not_told_of() -> None:
+    """What a search says is of the policy that it returns, with the fixed threshold as it was."""
+    scenario = load("lab").changed(policy=Policy(cpu=1.0))
+    best, found = tune(scenario, SMALL, lambda done: None, {"policy.cpu"})
+    assert best.first_policy.cpu == 1.0
+    assert "policy.cpu" not in found.values.keys() | found.was.keys()
+    assert found.values["policy.queue_wait_ms"] == best.first_policy.queue_wait_ms
+
+
+def test_a_search_without_a_candidate_keeps_what_is_in_force() -> None:
+    """Where the settings refuse whatever the dials say, the scenario comes back as it was."""
+    base = load("bursts")
+    assert base.controller is not None
+    routing = base.controller.routing.model_copy(update={"burn": 50.0, "burn_calm": 40.0})
+    scenario = base.changed(history_days=0.0, controller=base.controller.model_copy(update={"routing": routing}))
+    best, found = tune(scenario, Plan(candidates=3, requests=100, reported=100, reports=2), lambda done: None)
+    assert best == scenario
+    assert found.values == found.was
+
+
 def test_a_search_gains_on_seeds_that_it_did_not_see() -> None:
     """On the lab's fleet even a small search keeps more promises, and the same seed finds the same."""
     best, found = tune(load("lab"), SMALL, lambda done: None)
     again = tune(load("lab"), SMALL, lambda done: None)[1]
     assert found == again
+    assert found.requests == SMALL.reported
     assert not set(found.seeds) & {1, 2, 3, 4}
     missed = next(f for f in found.figures if f.name == "global_p95, % missed")
     assert missed.high < 0
@@ -59,3 +88,5 @@ def test_the_command_writes_what_gateway_and_controller_take(
     assert parse_settings(controller.read_text(), "controller.yaml").policy == policy
     assert "policy.tiny_prompt_tokens" in capsys.readouterr().out
     assert cli.main([*args, "--reports", "1"]) == 2
+    assert cli.main(["tune", "--scenario", "lab", "--controller-out", str(controller)]) == 2
+    assert "the scenario lab has no controller" in capsys.readouterr().err

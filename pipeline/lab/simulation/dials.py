@@ -1,12 +1,12 @@
 """What a search may turn: thresholds of the routing policy and of the controller, each within bounds.
 
 Rules: a dial's value is a share of its way from low to high, logarithmic where that is how it acts; what the settings
-refuse is no candidate.
+refuse is no candidate; what no request of a scenario can feel is no dial.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,11 +52,15 @@ CONTROLLER = (
     Dial("scaling", "down_s", 120, 1200),
     Dial("routing", "burn", 2, 30),
 )
+_BOUNDED = "policy.long_generation_tokens"  # compares what requests say of max_tokens
 
 
-def dials(scenario: Scenario) -> tuple[Dial, ...]:
-    """Return what can be turned in a scenario."""
-    return POLICY + CONTROLLER if scenario.controller else POLICY
+def dials(scenario: Scenario, fixed: Collection[str] = ()) -> list[Dial]:
+    """Return what can be turned in a scenario; dials whose labels are `fixed` stay as they are."""
+    found = POLICY + CONTROLLER if scenario.controller else POLICY
+    if all(kind.max_tokens is None for kind in scenario.traffic.kinds.values()):
+        fixed = {*fixed, _BOUNDED}
+    return [dial for dial in found if dial.label not in fixed]
 
 
 def turned(scenario: Scenario, found: Sequence[Dial], shares: Sequence[float]) -> Scenario | None:

@@ -150,6 +150,13 @@ class Door:
             seen.turn(seen.breaker.began(now))
             self._changed = True
 
+    def left(self, seen: Seen) -> None:
+        """Take note of a request that was called off, which says nothing of its server."""
+        self.flights[seen.server.name] -= 1
+        if seen.breaker.probing:
+            seen.turn(seen.breaker.released())
+            self._changed = True
+
     def worked(self, seen: Seen) -> None:
         """Take note of an answer that began."""
         if seen.breaker.failures:

@@ -6,6 +6,7 @@ of the others' faults.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from math import inf
 
@@ -31,6 +32,7 @@ class Faults:
         self._sites, self._flow, self._events = sites, flow, events
         self.nodes_lost = self.partitions = 0
         self.over = False
+        self._cuts = Counter[int]()
 
     def plan(self, scenario: Scenario, seed: int) -> None:
         """Plan all faults of a run."""
@@ -46,12 +48,10 @@ class Faults:
             for door in self._sites.doors:
                 rng = np.random.default_rng([_APART, seed, door.site])
                 for at in _times(rng, faults.partition_hours * _HOUR, faults.partition_s, until):
-                    self._events.at(at, self.cut, door)
-                    self._events.at(at + faults.partition_s, self.heal, door)
+                    self._events.at(at, self._cut, (door, at + faults.partition_s))
         for start, end in faults.core_down:
             for door in self._sites.doors:
-                self._events.at(start, self.cut, door)
-                self._events.at(end, self.heal, door)
+                self._events.at(start, self._cut, (door, end))
 
     def _lose(self, node: Server) -> None:
         if self.over or not node.up:
@@ -64,11 +64,14 @@ class Faults:
         if not node.up:
             node.switch_on(self._events.now)
 
-    def cut(self, door: Door) -> None:
-        """Part a site from its core; what was under way is lost."""
+    def _cut(self, what: tuple[Door, float]) -> None:
+        """Part a site from its core until a time; what was under way is lost."""
+        door, end = what
         if self.over:
             return
         self.partitions += 1
+        self._cuts[door.site] += 1
+        self._events.at(end, self._heal, door)
         now = self._events.now
         for seen in door.seen.values():
             server = seen.server
@@ -78,8 +81,11 @@ class Faults:
                     server.drop(trip, now)
                     self._flow.lost(trip, server)
 
-    def heal(self, door: Door) -> None:
-        """Join a site with its core again."""
+    def _heal(self, door: Door) -> None:
+        """Join a site with its core again, unless another cut lasts."""
+        self._cuts[door.site] -= 1
+        if self._cuts[door.site]:
+            return
         for seen in door.seen.values():
             if seen.cut_at != inf:
                 seen.cut(inf)

@@ -1,8 +1,8 @@
 """How requests pass through the fleet: the gateway's steps around `route`, as its proxy.py takes them.
 
 Rules: every request that arrives ends once, as an answer, a refusal or a failure. What is tried, in which order, how
-long an endpoint is waited for and how often are the gateway's own settings. Nothing is asked of two endpoints at once
-(no hedging).
+often, and how long an endpoint and a whole answer are waited for are the gateway's own settings. Nothing is asked of
+two endpoints at once (no hedging).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from itertools import count
+from math import inf
 
 from pipeline.lab.simulation.door import Door, Seen
 from pipeline.lab.simulation.events import Events
@@ -45,6 +46,7 @@ class Flow:
         self._edge_jitter_ms = scenario.edge.jitter_ms
         self._core_jitter_ms = scenario.core.jitter_ms if scenario.core else 0.0
         self._poll_s, self._limits, self._effort = scenario.poll_s, Limits(), Effort()
+        self._limits_s = [min(self._limits.answer_s, (k.deadline_ms or inf) / 1000) for k in self._kinds]
         self._tickets = count()
         self.arrived = self.inside = 0
         self.area = self._area_at = 0.0
@@ -59,7 +61,7 @@ class Flow:
         )  # fmt: skip
         self.arrived += 1
         self._count(at, 1)
-        self._place(Trip(row, self.doors[site], request))
+        self._place(Trip(row, self.doors[site], request, self._limits_s[number]))
 
     def _count(self, now: float, change: int) -> None:
         self.area += self.inside * (now - self._area_at)
@@ -85,18 +87,25 @@ class Flow:
             return
         trip.waits = True
         heappush(door.waiting, (trip.ticket, trip))
+        self._bound(trip)
         self.events.at(min(now + LOOK_S, trip.until), self._again, trip)
 
     def _again(self, trip: Trip) -> None:
         """Ask routing again for a request that waits."""
         if trip.waits:
-            trip.waits = False
-            trip.door.waiting.remove((trip.ticket, trip))
-            heapify(trip.door.waiting)
+            self._leave(trip)
             self._place(trip)
 
+    def _leave(self, trip: Trip) -> None:
+        """Take a request out of those that wait."""
+        trip.waits = False
+        trip.door.waiting.remove((trip.ticket, trip))
+        heapify(trip.door.waiting)
+
     def _wake(self, door: Door) -> None:
-        """Let the first that waits ask again."""
+        """Let the first that waits ask again, where there is one."""
+        if not door.waiting:
+            return
         _, trip = heappop(door.waiting)
         trip.waits = False
         self._place(trip)
@@ -109,8 +118,44 @@ class Flow:
         door.began(seen, now)
         if seen.reachable:
             seen.server.take(trip, now)
+            silent_at = now + self._limits.first_s
+            if trip.first > silent_at and self._kinds[trip.kind].stream:
+                self.events.at(silent_at, self._silent, (trip, seen, now))
         else:
             self.events.at(now + self._limits.connect_s, self._unreached, (trip, seen))
+        self._bound(trip)
+
+    def _silent(self, what: tuple[Trip, Seen, float]) -> None:
+        """Give up an endpoint that has not begun its answer."""
+        trip, seen, sent = what
+        now = self.events.now
+        if trip.server is seen.server and trip.sent == sent and trip.first > now:
+            seen.server.drop(trip, now)
+            self._unreached((trip, seen))
+
+    def _bound(self, trip: Trip) -> None:
+        """See to it that a request ends at its limit, where it is not known to end before."""
+        if trip.due > trip.limit and not trip.bounded:
+            trip.bounded = True
+            self.events.at(trip.limit, self._expire, trip)
+
+    def _expire(self, trip: Trip) -> None:
+        """Call off a request whose time is up."""
+        now, door, server = self.events.now, trip.door, trip.server
+        if trip.done:
+            return
+        if trip.waits:
+            self._leave(trip)
+        elif server is not None:
+            server.drop(trip, now)
+            door.left(door.seen[server.name])
+        self._timed_out(trip, now)
+        self._wake(door)
+
+    def _timed_out(self, trip: Trip, now: float) -> None:
+        trip.door.tally.faults += 1
+        ms = (trip.limit - trip.at) * 1000
+        self._note(trip, now, ms, ms, (-1, -1, Outcome.TIMEOUT))
 
     def ended(self, trip: Trip) -> None:
         """Take note of an answer that is complete."""
@@ -126,16 +171,16 @@ class Flow:
             seen.took((now - trip.sent) * 1000 + way_ms, trip.answer)
         begun = trip.first if trip.begun is None else trip.begun
         self._answered(trip, trip.choices[trip.attempts % len(trip.choices)], begun, now, way_ms)
-        if door.waiting:
-            self._wake(door)
+        self._wake(door)
 
     def _answered(self, trip: Trip, choice: Choice, begun: float, now: float, way_ms: float) -> None:
         assert trip.decision is not None
-        kind = self._kinds[trip.kind]
+        if now + way_ms / 1000 > trip.limit:
+            self._timed_out(trip, now)
+            return
         total = (now - trip.at) * 1000 + way_ms
-        counted = (begun - trip.at) * 1000 + way_ms if kind.stream else total
-        late = kind.deadline_ms is not None and total > kind.deadline_ms
-        outcome = Outcome.TIMEOUT if late else Outcome.DEGRADED if choice.degraded else Outcome.ANSWERED
+        counted = (begun - trip.at) * 1000 + way_ms if self._kinds[trip.kind].stream else total
+        outcome = Outcome.DEGRADED if choice.degraded else Outcome.ANSWERED
         tally, edge = trip.door.tally, choice.pool is Pool.EDGE
         if edge:
             tally.edge += 1
@@ -156,6 +201,7 @@ class Flow:
 
     def _note(self, trip: Trip, now: float, counted: float, total: float, end: tuple[int, int, Outcome]) -> None:
         self._count(now, -1)
+        trip.done = True
         record = self.record
         record.at.append(trip.at)
         record.ended.append(now)
@@ -170,6 +216,7 @@ class Flow:
     def lost(self, trip: Trip, server: Server) -> None:
         """Take note of a request whose server went away, or the way to it."""
         now, seen = self.events.now, trip.door.seen[server.name]
+        self._bound(trip)
         if now >= trip.first:
             self.events.at(now + self._limits.chunk_s, self._continue, (trip, seen, now))
         else:
@@ -179,6 +226,9 @@ class Flow:
         """Try the next endpoint."""
         trip, seen = what
         now = self.events.now
+        if trip.done:
+            trip.door.left(seen)
+            return
         trip.door.flights[seen.server.name] -= 1
         trip.door.failed(seen, now)
         trip.attempts, trip.instead = trip.attempts + 1, Reason.RETRY
@@ -190,12 +240,16 @@ class Flow:
             self._retry(trip)
 
     def _retry(self, trip: Trip) -> None:
-        self._send(trip, trip.choices[trip.attempts % len(trip.choices)])
+        if not trip.done:
+            self._send(trip, trip.choices[trip.attempts % len(trip.choices)])
 
     def _continue(self, what: tuple[Trip, Seen, float]) -> None:
         """Go on elsewhere with an answer that broke off."""
         trip, seen, broke = what
         now, door = self.events.now, trip.door
+        if trip.done:
+            door.left(seen)
+            return
         door.flights[seen.server.name] -= 1
         door.failed(seen, now)
         trip.begun = trip.first if trip.begun is None else trip.begun

@@ -1,8 +1,9 @@
 """A gateway's journal as traffic: the requests that came, when they came.
 
-Rules: of each line its time, its tokens and why it went where it went are read, for a journal has no prompts: what was
-sensitive, batch or for the large tier is so again, everything else is routed anew. Lines of requests that were refused
-before anything was tried count too; those that say no tokens are left out. Prompts count as new ones.
+Rules: of each line its time, its tokens and why it went where it went are read, for a journal has no prompts: what went
+there as sensitive, batch, long or for the large tier is so again, everything else is routed anew. So is what was tried
+again, asked twice, continued or degraded: of such a request the journal does not say what it was. Lines of requests
+that were refused before anything was tried count too; those that say no tokens are left out. Prompts count as new ones.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from pipeline.lab.simulation.traffic import Block
 from pipeline.serving.decision import Hint, Priority, Reason
 
 _LONG = 256  # tokens that such an answer was bounded by, at least: the policy's default
+_END = datetime(2100, 1, 1, tzinfo=UTC).timestamp()  # what says later is no time in seconds
 
 
 class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    at: float
+    at: float = Field(ge=0, lt=_END)
     prompt_tokens: int = Field(ge=0)
     generated: int = Field(ge=0)
     reason: str | None = None
@@ -70,6 +72,7 @@ def replay(scenario: Scenario, journals: Sequence[Iterable[str]], seed: int) -> 
         start=datetime.fromtimestamp(began, UTC),
         hours=max(last - began, 1.0) / 3600,
         warmup_s=0.0,
+        history_days=0.0,
         traffic=scenario.traffic.model_copy(update={"kinds": kinds}),
     )
     return Replay(changed, block)

@@ -1,7 +1,8 @@
 """What a run comes to: the document that `edge-release simulate --json` prints.
 
-Rules: figures are of what arrived after the warm-up; percentiles are exact, over every request; the same run gives the
-same bytes. An objective counts an answer as pipeline/peers/slo.py says: to its first token where it is streamed.
+Rules: figures are of what arrived after the warm-up, costs of the time after it; percentiles are exact, over every
+request; the same run gives the same bytes. An objective counts an answer as pipeline/peers/slo.py says: to its first
+token where it is streamed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.catalog.document import Document
+from pipeline.errors import CatalogError
 from pipeline.lab.simulation.oscillation import Control, control
 from pipeline.lab.simulation.record import DENIED, POOLS, REASONS, Outcome
 from pipeline.lab.simulation.run import Ran
@@ -54,7 +56,7 @@ class Attained(Document):
 
 
 class Cost(Document):
-    """USD and kWh of the simulated time; `per_1k_usd` and `per_1k_wh` for a thousand answers."""
+    """USD and kWh of the time after the warm-up; `per_1k_usd` and `per_1k_wh` for a thousand answers."""
 
     edge_usd: float
     nvlink_usd: float
@@ -103,8 +105,17 @@ class Results(Document):
 
 
 def results(ran: Ran) -> Results:
-    """Return what a run comes to."""
+    """Return what a run comes to.
+
+    Raises:
+        CatalogError: nothing was measured.
+    """
     columns = _columns(ran)
+    if not len(columns["at"]):
+        raise CatalogError(
+            f"nothing was measured: no request came after the warm-up of {ran.scenario.warmup_s:g} s",
+            hint="simulate more hours, or lower warmup_s in the scenario",
+        )
     at, ms, pool, outcome = columns["at"], columns["ms"], columns["pool"], columns["outcome"]
     answered = outcome <= Outcome.DEGRADED
     edge, core = (answered & (pool == POOLS.index(p)) for p in (Pool.EDGE, Pool.NVLINK))
@@ -130,7 +141,7 @@ def results(ran: Ran) -> Results:
         },
         quantiles={name: _quantiles(ms[where]) for name, where in times.items() if where.any()},
         objectives=[_attained(o, ms, times, outcome, why) for o in OBJECTIVES],
-        reasons=_named(why[answered | (outcome == Outcome.TIMEOUT)], [str(r) for r in REASONS]),
+        reasons=_named(why[answered], [str(r) for r in REASONS]),
         refusals=_named(why[refused], [str(d) for d in DENIED]),
         cost=_cost(ran, count),
         control=control(ran),
@@ -194,7 +205,7 @@ def _cost(ran: Ran, answered: int) -> Cost:
     (edge_usd, edge_kwh), (core_usd, core_kwh) = _spent(edge), _spent(core)
     return Cost(
         edge_usd=_rounded(edge_usd), nvlink_usd=_rounded(core_usd), edge_kwh=_rounded(edge_kwh),
-        nvlink_kwh=_rounded(core_kwh), replica_hours=_rounded(sum(s.on_s for s in core) / 3600),
+        nvlink_kwh=_rounded(core_kwh), replica_hours=_rounded(sum(s.on_s - s.early[0] for s in core) / 3600),
         per_1k_usd=_rounded((edge_usd + core_usd) / answered * 1e3) if answered else None,
         per_1k_wh=_rounded((edge_kwh + core_kwh) / answered * 1e6) if answered else None,
     )  # fmt: skip
@@ -204,24 +215,26 @@ def _spent(servers: Sequence[Any]) -> tuple[float, float]:
     """Return USD, electricity included, and kWh."""
     kwh = usd = 0.0
     for s in servers:
-        f = s.figures
-        kwh += (f.watts_idle * s.on_s + (f.watts_busy - f.watts_idle) * min(s.work_s, s.on_s)) / 3.6e6
-        usd += f.usd_h * s.on_s / 3600
+        f, on_s, work_s = s.figures, s.on_s - s.early[0], s.work_s - s.early[1]
+        kwh += (f.watts_idle * on_s + (f.watts_busy - f.watts_idle) * min(work_s, on_s)) / 3.6e6
+        usd += f.usd_h * on_s / 3600
     return usd + kwh * USD_KWH, kwh
 
 
 def _series(ran: Ran, columns: dict[str, Array], answered: Array, core: Array) -> Series:
-    step = ran.seconds / _SERIES
-    place = np.minimum((columns["at"] / step).astype(np.int64), _SERIES - 1)
+    start = ran.scenario.warmup_s
+    step = (ran.seconds - start) / _SERIES
+    middles = [start + (number + 0.5) * step for number in range(_SERIES)]
+    place = np.minimum(((columns["at"] - start) / step).astype(np.int64), _SERIES - 1)
     order = np.argsort(place, kind="stable")
     bounds = np.searchsorted(place[order], np.arange(_SERIES + 1))
-    wanted = _wanted(ran, step)
+    wanted = _wanted(ran, middles)
     found: dict[str, list[Any]] = {name: [] for name in Series.model_fields}
-    for number in range(_SERIES):
+    for number, middle in enumerate(middles):
         here = order[bounds[number] : bounds[number + 1]]
         good = here[answered[here]]
         ms = columns["ms"][good]
-        found["hours"].append(_rounded((number + 0.5) * step / 3600))
+        found["hours"].append(_rounded(middle / 3600))
         found["rate"].append(_rounded(len(here) / step))
         found["offload"].append(_share(int(core[good].sum()), len(good)))
         found["p95_ms"].append(_rounded(float(np.percentile(ms, 95))) if len(ms) else None)
@@ -230,13 +243,13 @@ def _series(ran: Ran, columns: dict[str, Array], answered: Array, core: Array) -
     return Series(**found)
 
 
-def _wanted(ran: Ran, step: float) -> list[float]:
-    """Return the replicas of all pools together that were asked for, at the middle of each step."""
+def _wanted(ran: Ran, times: Sequence[float]) -> list[float]:
+    """Return the replicas of all pools together that were asked for, at some times in their order."""
     moves = sorted((at, after - before) for p in ran.sites.pools for at, before, after in p.moves)
     now = float(sum(p.wanted - sum(after - before for _, before, after in p.moves) for p in ran.sites.pools))
     found, place = [], 0
-    for number in range(_SERIES):
-        while place < len(moves) and moves[place][0] <= (number + 0.5) * step:
+    for time in times:
+        while place < len(moves) and moves[place][0] <= time:
             now, place = now + moves[place][1], place + 1
         found.append(now)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def run(
 ) -> Ran:  # fmt: skip
     """Simulate a scenario, or at most some requests of it; `blocks` in place of drawn traffic, to replay a log.
 
-    `progress` hears of the simulated seconds and of the requests so far.
+    Those of the warm-up are not among the `requests`; `progress` hears of the simulated seconds and of them so far.
     """
     events, flow = Events(), None
 
@@ -68,8 +69,10 @@ def run(
     faults = Faults(sites, flow, events)
     faults.plan(scenario, seed)
     controllers = attach(scenario, sites, events, past(scenario, seed))
+    for server in sites.servers:
+        events.at(scenario.warmup_s, lambda s: s.warmed(events.now), server)
     arrive, until = flow.arrive, scenario.hours * 3600
-    last = 0.0
+    last, counted = 0.0, 0
     with _seldom_collected():
         for block in Arrivals(scenario, seed, requests).blocks() if blocks is None else blocks:
             for row in block.rows():
@@ -77,14 +80,15 @@ def run(
                 arrive(row)
             if block.at:
                 last = block.at[-1]
+            counted += len(block.at) - bisect_left(block.at, scenario.warmup_s)
             if progress is not None:
-                progress(last, flow.arrived)
-    seconds = until if requests is None and blocks is None else max(last, 1e-9)
+                progress(last, counted)
+    seconds = last if counted == requests else max(last, until)
     events.run(seconds)
     area, faults.over = flow.area, True
     for controller in controllers:
         controller.until = seconds
-    for server in [s for own in sites.nodes for s in own] + [s for p in sites.pools for s in p.servers]:
+    for server in sites.servers:
         server.paid_to(seconds)
     events.drain()
     return Ran(scenario, seed, seconds, flow.arrived, area, flow.record, sites, faults, controllers)

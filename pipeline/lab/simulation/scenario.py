@@ -6,14 +6,16 @@ key is refused.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from importlib.resources import files
 from math import exp, log
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
 from pipeline.catalog.document import Document, parse_yaml
+from pipeline.catalog.names import Variant
 from pipeline.control.settings import Settings
 from pipeline.errors import CatalogError
 from pipeline.lab.simulation.figures import Figures, named, published
@@ -23,6 +25,7 @@ from pipeline.serving.decision import Hint, Priority
 Amount = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Served = Annotated[str, AfterValidator(lambda name: Variant.parse(name).name)]
 _Z95 = 1.6449
 
 
@@ -82,18 +85,18 @@ class Burst(Document):
     first_s: Annotated[Amount, Field(description="s until the first")] = 0.0
     jitter_s: Annotated[Amount, Field(description="s that each comes earlier or later, at most")] = 0.0
     lasts_s: Annotated[Positive, Field(description="s that each lasts")]
-    factor: Annotated[Amount, Field(description="times the traffic of that hour")]
+    factor: Annotated[float, Field(ge=0, le=1000, description="times the traffic of that hour")]
     sites: Annotated[Share, Field(description="share of the sites that have it, drawn anew each time")] = 1.0
 
 
 class Traffic(Document):
     """Requests of one site."""
 
-    rate: Annotated[Positive, Field(description="requests a second in the mean")]
+    rate: Annotated[float, Field(gt=0, le=10_000, description="requests a second in the mean")]
     hourly: Annotated[
         list[Amount], Field(description="24 weights of a day's hours, or 168 of a week's from Monday 00:00 UTC")
     ] = Field(default_factory=lambda: [1.0] * 24)
-    skew: Annotated[Amount, Field(description="standard deviation of the logarithm of a site's size")] = 0.0
+    skew: Annotated[float, Field(ge=0, le=5, description="standard deviation of the logarithm of a site's size")] = 0.0
     bursts: list[Burst] = Field(default_factory=list)
     kinds: Annotated[dict[str, Kind], Field(min_length=1, description="by name")]
 
@@ -110,7 +113,7 @@ class Edge(Document):
     sites: Annotated[int, Field(ge=1, description="each with a gateway of its own")] = 1
     nodes: Annotated[int, Field(ge=0, description="of each site")] = 4
     figures: Annotated[str, Field(description="what machine a node is: of `figures`, or published ones")] = "pi5"
-    variant: Annotated[str, Field(description="what it serves")] = "tiny-edge-arm64"
+    variant: Annotated[Served, Field(description="what it serves")] = "tiny-edge-arm64"
     round_trip_ms: Annotated[Amount, Field(description="ms between gateway and node")] = 1.5
     jitter_ms: Annotated[Amount, Field(description="mean of what is added to a round trip, exponential")] = 0.5
 
@@ -120,15 +123,20 @@ class Core(Document):
 
     pools: Annotated[int, Field(ge=1, description="of large servers")] = 1
     replicas: Annotated[int, Field(ge=0, description="of each pool at the start, ready")] = 1
-    least: Annotated[int, Field(ge=0, description="replicas of each pool")] = 0
-    most: Annotated[int, Field(ge=1, le=64, description="replicas of each pool")] = 4
+    most: Annotated[int, Field(ge=1, le=64, description="replicas of each pool, at any time")] = 4
     figures: Annotated[str, Field(description="what machine a replica is: of `figures`, or published ones")] = (
         "nvlink-4"
     )
-    variant: Annotated[str, Field(description="what it serves")] = "large-x86_64"
+    variant: Annotated[Served, Field(description="what it serves")] = "large-x86_64"
     round_trip_ms: Annotated[Amount, Field(description="ms between gateway and replica")] = 18.0
     jitter_ms: Annotated[Amount, Field(description="mean of what is added to a round trip, exponential")] = 3.0
     cold_start_s: Annotated[Amount, Field(description="s from asking for a replica to its first answer")] = 180.0
+
+    @model_validator(mode="after")
+    def _room(self) -> Core:
+        if self.replicas > self.most:
+            raise ValueError("replicas are more than most")
+        return self
 
 
 class Faults(Document):
@@ -146,6 +154,18 @@ class Faults(Document):
         list[tuple[Amount, Amount]], Field(description="(start, end) in s: no site reaches any pool")
     ] = Field(default_factory=list)
 
+    @model_validator(mode="after")
+    def _forwards(self) -> Faults:
+        if any(start >= end for start, end in self.core_down):
+            raise ValueError("core_down has a start that is not before its end")
+        return self
+
+
+def _utc(start: datetime) -> datetime:
+    if not 1900 <= start.year < 2100:
+        raise ValueError("a start is between 1900 and 2100")
+    return start.astimezone(UTC)
+
 
 class Scenario(Document):
     """A fleet, its network, its traffic, its faults, and who decides."""
@@ -153,7 +173,9 @@ class Scenario(Document):
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(description="shown in results")]
     about: Annotated[str, Field(description="a sentence, shown in results")]
-    start: Annotated[AwareDatetime, Field(description="with its offset from UTC: traffic follows the hour")]
+    start: Annotated[
+        AwareDatetime, AfterValidator(_utc), Field(description="with its offset from UTC: traffic follows UTC's hour")
+    ]
     hours: Annotated[Positive, Field(description="that are simulated")]
     warmup_s: Annotated[Amount, Field(description="s at the start that are simulated but not reported")] = 0.0
     edge: Edge = Field(default_factory=Edge)
@@ -165,7 +187,8 @@ class Scenario(Document):
         Settings | None, Field(description="with one pool, whose policy counts; none: nobody steers")
     ] = None
     history_days: Annotated[
-        Amount, Field(description="days before the start that the controller has seen, to foresee by; 0: none")
+        float,
+        Field(ge=0, le=3650, description="days before the start that the controller has seen, to foresee by; 0: none"),
     ] = 0.0
     tick_s: Annotated[Positive, Field(description="s between two looks of a controller")] = 15.0
     poll_s: Annotated[Positive, Field(description="s between two looks of a gateway at its servers")] = 1.0

@@ -23,12 +23,13 @@ class Server:
 
     `version` rises with each change; `still` says that further looks will see the same until there is one.
 
-    `on_s` is how long it was switched on, `work_s` how long it had something to do.
+    `on_s` is how long it was switched on, `work_s` how long it had something to do; `early` are both at the
+    end of the warm-up.
     """
 
     __slots__ = (
         "_active_at", "_edge_work", "_ended", "_epoch", "_events", "_phase", "_poll", "_spread", "busy", "cpu",
-        "down_at", "figures", "kept", "lane", "name", "number", "on_at", "on_s", "pool", "queue", "said_busy",
+        "down_at", "early", "figures", "kept", "lane", "name", "number", "on_at", "on_s", "pool", "queue", "said_busy",
         "said_queued", "state", "still", "trips", "version", "work_s",
     )  # fmt: skip
 
@@ -50,6 +51,7 @@ class Server:
         self.cpu = _IDLE_CPU
         self._epoch, self._active_at, self._edge_work = -1, 0.0, 0.0
         self.work_s = self.on_s = 0.0
+        self.early = 0.0, 0.0
         self.on_at: float | None = None
 
     @property
@@ -96,6 +98,11 @@ class Server:
         """Cease to cost."""
         if self.on_at is not None:
             self.on_s, self.on_at = self.on_s + now - self.on_at, None
+
+    def warmed(self, now: float) -> None:
+        """Note what it has cost so far."""
+        on_s = self.on_s if self.on_at is None else self.on_s + now - self.on_at
+        self.early = on_s, self.work_s + (now - self._active_at if self.busy else 0.0)
 
     def switch_off(self, now: float) -> list[Trip]:
         """Go away; return the trips that are lost by it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.catalog.names import Tier
+from pipeline.catalog.names import Variant
 from pipeline.lab.simulation.door import Door, Seen
 from pipeline.lab.simulation.events import Events
 from pipeline.lab.simulation.pools import Replicas
@@ -26,6 +26,11 @@ class Sites:
     doors: list[Door]
     nodes: list[list[Server]]
     pools: list[Replicas]
+
+    @property
+    def servers(self) -> list[Server]:
+        """Nodes and replicas."""
+        return [s for own in self.nodes for s in own] + [s for p in self.pools for s in p.servers]
 
 
 def build(scenario: Scenario, events: Events, ended: Ended) -> Sites:
@@ -81,4 +86,4 @@ def _variants(scenario: Scenario) -> list[str]:
 def _offered(name: str, scenario: Scenario) -> Offered:
     core = scenario.core is not None and name == scenario.core.variant
     figures = scenario.speeds(scenario.core.figures if core and scenario.core else scenario.edge.figures)
-    return Offered(name, next(t for t in Tier if name.startswith(t)), name, figures.context)
+    return Offered(name, Variant.parse(name).tier, name, figures.context)

@@ -55,7 +55,7 @@ class Arrivals:
     """All requests of a scenario with a seed."""
 
     def __init__(self, scenario: Scenario, seed: int, most: int | None = None) -> None:
-        """Prepare the sizes of sites, the bursts, and the prompts that come again."""
+        """Prepare the sizes of sites, the bursts, and the prompts that come again; `most` arrive after the warm-up."""
         self._scenario, self._most = scenario, most
         self.until = scenario.hours * _HOUR
         streams = np.random.SeedSequence(seed).spawn(5)
@@ -93,8 +93,8 @@ class Arrivals:
 
     def columns(self) -> Iterator[tuple[NDArray[Any], ...]]:
         """Yield the same as arrays, in the order of a block's columns."""
-        left, times, sites, held = self._most, [], [], 0
-        at = 0.0
+        left, times, sites, held, counted = self._most, [], [], 0, 0
+        at, warm = 0.0, self._scenario.warmup_s
         while at < self.until and left != 0:
             step = min(STEP_S, self.until - at)
             counts = self._times.poisson(self.rate(at) * step)
@@ -102,11 +102,12 @@ class Arrivals:
             order = np.argsort(when, kind="stable")
             times.append(when[order])
             sites.append(np.repeat(np.arange(len(counts)), counts)[order])
-            held, at = held + len(order), at + step
-            if held >= _BLOCK or at >= self.until or (left is not None and held >= left):
-                drawn = self._drawn(np.concatenate(times)[:left], np.concatenate(sites)[:left])
-                left = None if left is None else left - len(drawn[0])
-                times, sites, held = [], [], 0
+            held, counted, at = held + len(order), counted + int((when >= warm).sum()), at + step
+            if held >= _BLOCK or at >= self.until or (left is not None and counted >= left):
+                end = None if left is None else held - counted + left
+                drawn = self._drawn(np.concatenate(times)[:end], np.concatenate(sites)[:end])
+                left = None if left is None else max(left - counted, 0)
+                times, sites, held, counted = [], [], 0, 0
                 yield drawn
 
     def _drawn(self, at: Floats, site: Ints) -> tuple[NDArray[Any], ...]:

@@ -18,15 +18,17 @@ class Trip:
 
     `attempts` endpoints were tried; it was sent at `sent` to `server`, which gives its first token at `first` and ends
     at `due`, infinite while it waits; `begun` is when the client got its first token. It `waits` at the gateway,
-    with its `ticket`, no longer than `until`. Times in seconds.
+    with its `ticket`, no longer than `until`. It has to be `done` at `limit`, and is `bounded` once it is watched for
+    that. Times in seconds.
     """
 
     __slots__ = (
-        "answer", "at", "attempts", "begun", "choices", "decision", "door", "due", "first", "fresh", "instead", "kind",
-        "luck", "phase", "prompt_id", "queued", "request", "sent", "server", "ticket", "until", "waits", "way",
+        "answer", "at", "attempts", "begun", "bounded", "choices", "decision", "done", "door", "due", "first", "fresh",
+        "instead", "kind", "limit", "luck", "phase", "prompt_id", "queued", "request", "sent", "server", "ticket",
+        "until", "waits", "way",
     )  # fmt: skip
 
-    def __init__(self, row: Row, door: Door, request: Request) -> None:
+    def __init__(self, row: Row, door: Door, request: Request, limit_s: float) -> None:
         """Begin a trip at a gateway."""
         self.at, _, self.kind, self.fresh, self.answer, self.prompt_id, self.luck, self.phase, self.way = row
         self.door, self.request = door, request
@@ -41,3 +43,4 @@ class Trip:
         self.begun: float | None = None
         self.until: float | None = None
         self.ticket, self.waits = (0, 0), False
+        self.limit, self.bounded, self.done = self.at + limit_s, False, False

@@ -8,7 +8,7 @@ candidates are a scrambled Sobol sequence's, the second round's lie around the b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -45,7 +45,10 @@ class Figure(Document):
 
 
 class Tuned(Document):
-    """What was found: values by their names, and what they gain on seeds that the search did not see."""
+    """What was found: values by their names, and what they gain on seeds that the search did not see.
+
+    `requests` were counted in each run that reports, at least.
+    """
 
     schema_version: int = 1
     scenario: str
@@ -90,12 +93,12 @@ def loss(found: Results, usd: float) -> float:
     return over + 0.01 * sum(burns) + cost + _OFFLOAD * (found.offload_share or 0.0)
 
 
-def tune(scenario: Scenario, plan: Plan, say: Say) -> tuple[Scenario, Tuned]:
-    """Return the scenario with the best thresholds that were found, and what they gain."""
+def tune(scenario: Scenario, plan: Plan, say: Say, fixed: Collection[str] = ()) -> tuple[Scenario, Tuned]:
+    """Return the scenario with the best thresholds that were found, those named in `fixed` as before, and the gains."""
     search = _Search(scenario, plan, say)
-    known = dials(scenario)
+    known = dials(scenario, fixed)
     sobol = qmc.Sobol(len(known), rng=np.random.default_rng(plan.seed)).random(_power(plan.candidates))
-    best = search.halved(search.made(known, sobol[: plan.candidates]))
+    best = search.halved(search.made(known, sobol[: plan.candidates]) or [Candidate(scenario)])
     if best.shares is not None:
         rng = np.random.default_rng([plan.seed, 1])
         near = np.asarray(best.shares) + _AROUND * rng.standard_normal((plan.candidates - 1, len(known)))
@@ -108,7 +111,7 @@ def tune(scenario: Scenario, plan: Plan, say: Say) -> tuple[Scenario, Tuned]:
         was=_values(scenario, known),
         tried=search.tried,
         seeds=seeds,
-        requests=plan.reported,
+        requests=min(r.requests for r in before),
         figures=_figures(before, after),
     )
     return best.scenario, found
