@@ -200,7 +200,7 @@ def test_servers_that_crash_are_rolled_back(shop: Shop) -> None:
     assert shop.partition("node") == CLOSED
     (warning,) = shop.cluster.find_all(EVENT, shop.namespace, fields="reason=ReleaseRolledBack,type=Warning")[-1:]
     assert "CrashLoopBackOff" in warning["message"]
-    left = shop.deploy("--apply", "--dry-run", "--release", "1", "--json").document
+    left = shop.deploy("--apply", "--dry-run", "--release", "1", "--allow-rollback", "--json").document
     assert [c["name"] for c in left["changes"]] == ["admitted", "releases"], "they know of it until the next deploy"
     assert shop.deploy("--apply").code == 0, "what crashed is mended, and the same release goes out"
 
