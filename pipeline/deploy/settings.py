@@ -21,6 +21,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Replicas = Annotated[int, Field(ge=1, le=5000)]
 Keys = dict[str, object]
 Component = Literal["admission", "certificates", "hpa", "keda", "scheduler"]
+COMPONENTS: list[Component] = ["admission", "certificates"]
 
 
 class Edge(Document):
@@ -118,10 +119,8 @@ class Settings(Document):
     namespace: Annotated[Name, Field(description="of everything that is rendered")] = "edge-release"
     registry: Annotated[str, Field(min_length=1, description="as pods reach it: s3://bucket/prefix")]
     images: Annotated[dict[str, Image], Field(min_length=1, description="by the name that the base gives them")]
-    components: Annotated[list[Component], Field(description="of manifests/k8s/components; hpa or keda, not both")] = (
-        Field(
-            default_factory=lambda: ["admission", "certificates"]  # type: ignore[arg-type]
-        )
+    components: list[Component] = Field(
+        default_factory=lambda: list(COMPONENTS), description="of manifests/k8s/components; hpa or keda, not both"
     )
     edge: Edge = Field(default_factory=Edge)
     large: Annotated[Large | None, Field(description="the NVLink pool; null: none")] = Field(default_factory=Large)
