@@ -88,7 +88,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     projects.release_project(root)
     for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE", "requirements", "manifests/k8s"):
         source = projects.REPOSITORY / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, root / name)
+        if source.is_dir():
+            shutil.copytree(source, root / name, dirs_exist_ok=True)
+        else:
+            shutil.copy(source, root / name)
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["release"]["tag"] = TAG
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
