@@ -50,7 +50,12 @@ class Proxy:
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(self._target)
-                self._sockets += [client, server]
+                with self._lock:
+                    self._sockets += [client, server]
+                    gone = self.cut and not self._stays
+                if gone:  # it was on its way in while the others were cut
+                    self._close(client, server)
+                    return
                 self._start(self._pump, client, server, self._up)
                 self._start(self._pump, server, client, not self._up)
 
@@ -68,9 +73,10 @@ class Proxy:
             return before <= self._budget < self._moved
 
     def _cut(self, *pair: socket.socket) -> None:
-        self.cut = True
+        with self._lock:
+            self.cut, known = True, list(self._sockets)
         if not self._stays:
-            self._close(self._listener, *self._sockets)
+            self._close(self._listener, *known)
         self._close(*pair)
 
     def _close(self, *sockets: socket.socket) -> None:
