@@ -35,7 +35,7 @@ from tests.support.deploys import BASE, FILES, IMAGES, ROOT, measure
 from tests.support.doors import Door, opened
 from tests.support.releases import LINE, Publisher
 
-pytestmark = [*kube.MARKS, pytest.mark.timeout(300)]
+pytestmark = [*kube.MARKS, pytest.mark.timeout(600)]
 CANARY = {"share": 0.5, "soak_s": 1.0, "patience_s": 60.0, "look_s": 0.2, "judge_s": 0.5}
 
 
