@@ -6,7 +6,9 @@ file gets another name without being copied where that is possible.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import logging
 import mmap
 import os
 import shutil
@@ -20,6 +22,7 @@ from typing import BinaryIO, TypeVar
 from pipeline.errors import CatalogError, StageError
 
 PIECE = 256 << 10  # bytes
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -165,6 +168,19 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, waiting for whoever holds it; the kernel frees it when a holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.warning("waiting for another process that holds %s", path)
+            fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def load(path: Path, parse: Callable[[str, str], T], *, hint: str = "name a file that can be read") -> T:

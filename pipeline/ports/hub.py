@@ -9,7 +9,6 @@ throws a partial file away when its process ends, hence the loop over files here
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import sys
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tqdm import tqdm
 
 from pipeline.errors import PipelineError, StageError, ToolError
-from pipeline.ports.files import sha256_file
+from pipeline.ports.files import locked, sha256_file
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -103,9 +102,7 @@ class Hub:
         if file.is_right(blob):
             return blob.resolve()
         try:
-            blob.parent.mkdir(parents=True, exist_ok=True)
-            with blob.with_name(f"{file.digest}.lock").open("wb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(blob.with_name(f"{file.digest}.lock")):
                 if not file.is_right(blob):  # whoever held the lock may have fetched it
                     self._fetch(repo, revision, file, blob)
         except PipelineError:

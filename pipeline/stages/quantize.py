@@ -31,7 +31,6 @@ from pipeline.manifest.encoding import canonical, sha256
 from pipeline.manifest.tensor import Tensor
 from pipeline.ports import files, llama, process
 from pipeline.stages.project import MODEL, Project
-from pipeline.toolchain.cache import locked
 
 RECIPE = "recipe.json"
 LAYOUT = 1  # counts up when equal inputs come to give other bytes
@@ -106,7 +105,7 @@ def quantize(project: Project, variant: Variant) -> list[Quantized]:
     for kin, recipe in recipes.items():
         refuse_unusable(recipe, _where(kin))
     store = _Store.of(project, variant.tier)
-    with locked(store.folder / ".lock"), files.new_folder(project.variant(variant).parent) as folder:
+    with files.locked(store.folder / ".lock"), files.new_folder(project.variant(variant).parent) as folder:
         made = [_quantize(project, store, kin, recipe, folder / kin.name) for kin, recipe in recipes.items()]
         _prune(store.folder, {store.inputs.key(recipe) for recipe in _recipes(project, variant.tier)})
     return made

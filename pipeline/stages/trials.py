@@ -33,7 +33,6 @@ from pipeline.stages.project import Project
 from pipeline.stages.quality import rounded
 from pipeline.stages.quantize import load_imatrix, matrices, used
 from pipeline.toolchain import runtime
-from pipeline.toolchain.cache import locked
 
 KEPT_FILE = "trials.jsonl"
 LAYOUT = 5  # counts up when a trial comes to hold something else, or an example to belong to another fold
@@ -159,7 +158,7 @@ class Journal:
 
     def lines(self) -> list[bytes]:
         """Return the whole lines, oldest first, and drop what is left of one that is not."""
-        with locked(self._path.with_suffix(".lock")), self._path.open("a+b") as f:
+        with files.locked(self._path.with_suffix(".lock")), self._path.open("a+b") as f:
             f.seek(0)
             *whole, rest = f.read().split(b"\n")
             if rest:
@@ -168,7 +167,7 @@ class Journal:
 
     def add(self, record: Record) -> None:
         """Append a record; it is on disk when this returns."""
-        with locked(self._path.with_suffix(".lock")), self._path.open("ab") as f:
+        with files.locked(self._path.with_suffix(".lock")), self._path.open("ab") as f:
             f.write(record.encode() + b"\n")
             f.flush()
             os.fsync(f.fileno())

@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 
 from pipeline.ports import files, process
-from pipeline.toolchain.cache import folder, locked
+from pipeline.toolchain.cache import folder
 from pipeline.toolchain.runtime import NATIVE, compiler, zig
 
 SOURCE = NATIVE / "count_insns.c"
@@ -26,7 +26,7 @@ def plugin(qemu_version: str, cache: Path | None = None) -> Path:
     number = interface(qemu_version)
     key = hashlib.sha256(f"{files.sha256_file(SOURCE)} {number} {compiler()}".encode()).hexdigest()[:16]
     place = (cache or folder()) / "qemu" / f"count-insns-{key}"
-    with locked(place.with_suffix(".lock")):
+    with files.locked(place.with_suffix(".lock")):
         if not place.exists():
             with files.new_folder(place) as out:
                 process.run(

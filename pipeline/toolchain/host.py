@@ -19,7 +19,7 @@ from pathlib import Path
 from pipeline.errors import ToolError
 from pipeline.ports import files, process
 from pipeline.toolchain import source, wheel
-from pipeline.toolchain.cache import folder, locked
+from pipeline.toolchain.cache import folder
 from pipeline.toolchain.compiling import build_tool, compile_targets
 
 LIBRARY = "llama"
@@ -101,7 +101,7 @@ def build(cache: Path | None = None) -> HostToolchain:
     """
     inputs, cache = _inputs(), cache or folder()
     toolchain = _toolchain(cache, inputs)
-    with locked(toolchain.folder.with_suffix(".lock")):
+    with files.locked(toolchain.folder.with_suffix(".lock")):
         if not toolchain.folder.exists():
             source.fetch(cache)
             _build(toolchain, inputs)

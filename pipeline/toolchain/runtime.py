@@ -26,7 +26,7 @@ from pipeline.catalog.names import Target, host_target
 from pipeline.errors import ToolError
 from pipeline.ports import files
 from pipeline.toolchain import source
-from pipeline.toolchain.cache import folder, locked
+from pipeline.toolchain.cache import folder
 from pipeline.toolchain.compiling import build_tool, compile_targets
 
 NATIVE = Path(__file__).with_name("native")
@@ -138,7 +138,7 @@ def build(target: Target, cache: Path | None = None, *, jobs: int | None = None)
     """
     cache = cache or folder()
     runtime = Runtime(target, place(target, cache))
-    with locked(runtime.folder.with_suffix(".lock")):
+    with files.locked(runtime.folder.with_suffix(".lock")):
         if not runtime.folder.exists():
             _build(runtime, source.fetch(cache), jobs)
     return runtime

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from pipeline.errors import ToolError
 from pipeline.ports import files, process
-from pipeline.toolchain.cache import locked
 
 PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"
@@ -66,7 +65,7 @@ def fetch(cache: Path) -> Path:
         ToolError: the package index is unreachable or serves other bytes than those pinned.
     """
     tree = unpacked(cache)
-    with locked(tree.with_suffix(".lock")):
+    with files.locked(tree.with_suffix(".lock")):
         if not tree.exists():
             with tempfile.TemporaryDirectory(dir=tree.parent, prefix=".fetch.") as scratch:
                 unpack(_download(Path(scratch)), Path(scratch)).replace(tree)
