@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from pipeline.control.scheduler.nodes import parse
+from pipeline.control.scheduler.nodes import GPU, parse
 from pipeline.control.settings import Eviction, PoolSettings, Settings
 from pipeline.control.state import Host, Pod, Pool
 from pipeline.errors import ToolError
 from pipeline.ports.kube import NODE, POD, Cluster, Kind, Object
 
-GPU = "nvidia.com/gpu"
 BUDGETS = (Kind("policy/v1", "PodDisruptionBudget"), Kind("policy/v1beta1", "PodDisruptionBudget"))
 _ENDED = frozenset({"Succeeded", "Failed"})
 _KEEPS_OUT = frozenset({"NoSchedule", "NoExecute"})
@@ -90,9 +89,9 @@ def hosts(
         taken[on] = taken.get(on, 0) + gpus(found)
     told = []
     for found in nodes:
-        count = int(found.get("status", {}).get("allocatable", {}).get(GPU, 0))
+        node = parse(found)
+        name, count, islands = node.name, node.machine.gpus, node.machine.islands
         if count and not found["spec"].get("unschedulable"):
-            name, islands = found["metadata"]["name"], parse(found).machine.islands
             free = None if pods is None else count - taken.get(name, 0)
             able = tuple(pool for pool, spec in templates.items() if takes(found, spec))
             told.append(Host(name, count, free, islands[0] if islands else None, able))

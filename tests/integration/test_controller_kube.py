@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from pipeline.control.actions import Evict, Scale
-from pipeline.control.cluster import GPU
 from pipeline.control.lead import Leader
+from pipeline.control.scheduler.nodes import GPU
 from pipeline.peers.role import Role
 from pipeline.ports.kube import EVENT, LEASE, POD, STATEFUL_SET, Cluster, Kind, Object
 from pipeline.ports.lease import Hold

@@ -22,6 +22,7 @@ from pipeline.control.log import Log, Round, read, replay
 from pipeline.control.memory import Memory
 from pipeline.control.metrics import Metrics
 from pipeline.control.samples import Rates, parse, value
+from pipeline.control.scheduler.nodes import GPU
 from pipeline.control.scrape import Member, Seen, core, missed, node, policy_of, qps, server, told, wait_ms
 from pipeline.control.settings import Acting, Eviction, GatewayEntry, Looking, PoolSettings, Settings, parse_settings
 from pipeline.control.state import Host
@@ -205,14 +206,14 @@ def pod(name: str, node_: str = "nv-1", gpus: int = 2, namespace: str = "jobs", 
         "spec": {
             "nodeName": node_,
             "priority": -3,
-            "containers": [{"resources": {"limits": {cluster.GPU: str(gpus)}}}],
+            "containers": [{"resources": {"limits": {GPU: str(gpus)}}}],
         },
     }
 
 
 def test_gpus_that_somebody_asked_for_are_taken() -> None:
     """Pods of every namespace count; a cordoned machine is no place; without pods nothing is known to be free."""
-    machine = {"metadata": {"name": "nv-1"}, "spec": {}, "status": {"allocatable": {cluster.GPU: "8"}}}
+    machine = {"metadata": {"name": "nv-1"}, "spec": {}, "status": {"allocatable": {GPU: "8"}}}
     cordoned = {**machine, "metadata": {"name": "nv-2"}, "spec": {"unschedulable": True}}
     plain = {"metadata": {"name": "pi-1"}, "spec": {}, "status": {"allocatable": {"cpu": "4"}}}
     found = cluster.hosts([machine, cordoned, plain], [pod("a"), pod("b", namespace="other"), pod("c", "nv-2")], {})
@@ -258,7 +259,7 @@ def test_a_host_takes_pods_by_its_labels_and_taints(place: dict[str, Any], spec:
     """As kube-scheduler decides it, and none where that cannot be told."""
     assert cluster.takes(place, spec) is taken
     machine = {**place, "metadata": {**place["metadata"], "name": "nv-1"}}
-    machine["status"] = {**place["status"], "allocatable": {cluster.GPU: "4"}}
+    machine["status"] = {**place["status"], "allocatable": {GPU: "4"}}
     (found,) = cluster.hosts([machine], [], {"large": spec})
     assert found.pools == (("large",) if taken else ())
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline.catalog.names import BOARDS, RunnerClass, Target
 
-PREFIX = "edge-release.dev"
+PREFIX, GPU = "edge-release.dev", "nvidia.com/gpu"
 MODEL = f"{PREFIX}/model"
 _MAX_LISTED = 64
 _TARGETS = {"arm64": Target.ARM64, "amd64": Target.X86_64, "riscv64": Target.RISCV64}
@@ -67,8 +67,8 @@ def parse(document: Mapping[str, Any]) -> Node:
         target=_TARGETS.get(labels.get("kubernetes.io/arch", "")),
         board=_board(labels),
         memory=quantity(allocatable.get("memory")),
-        gpus=quantity(allocatable.get("nvidia.com/gpu")) or 0,
-        gpu_memory=_mebibytes(labels.get("nvidia.com/gpu.memory")),
+        gpus=quantity(allocatable.get(GPU)) or 0,
+        gpu_memory=_mebibytes(labels.get(f"{GPU}.memory")),
         islands=_islands(labels.get(f"{PREFIX}/nvlink")),
     )
     listed = _DIGEST.findall(str(notes.get(f"{PREFIX}/models", ""))[: 65 * _MAX_LISTED])
