@@ -135,13 +135,11 @@ async def _once(options: Options, say: Callable[[str], None]) -> tuple[Controlle
     async with _session() as session:
         controller = _controller(options, session, context, say)
         parts = controller.parts
-        if isinstance(parts.leader, Leader):
-            await asyncio.to_thread(parts.leader.look)
+        await asyncio.to_thread(parts.leader.look)
         await parts.look()
         if options.settings.prometheus is None:  # a rate needs two looks
             await asyncio.sleep(options.settings.looking.rate_s / 2 + 0.1)
-        if isinstance(parts.leader, Leader):
-            await asyncio.to_thread(parts.leader.look)  # the lease is for less than that pause
+        await asyncio.to_thread(parts.leader.look)  # the lease is for less than that pause
         did = await controller.once()
         await asyncio.to_thread(parts.leader.end)
         controller.log.close()

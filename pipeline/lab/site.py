@@ -21,6 +21,7 @@ import aiohttp
 import psutil
 
 from pipeline.errors import ToolError
+from pipeline.manifest.statement import GOLDEN
 from pipeline.peers import tls
 from pipeline.peers.policy import Policy
 from pipeline.peers.role import Role
@@ -77,7 +78,7 @@ class Site:
     @property
     def golden(self) -> Path:
         """The golden prompts of what the nodes serve."""
-        return self.folder / self.nodes[0] / "model" / "current" / "golden.jsonl"
+        return self.folder / self.nodes[0] / "model" / "current" / GOLDEN
 
     async def open(self) -> None:
         """Start everything and wait until requests may go to every server; raises ToolError as `until_usable`."""

@@ -26,7 +26,7 @@ from pipeline.errors import PipelineError, Refusal, TrustError
 from pipeline.manifest.dsse import Opener
 from pipeline.manifest.evidence import File
 from pipeline.manifest.rules import Accepted, Seen
-from pipeline.manifest.statement import VariantEntry, runtime_name
+from pipeline.manifest.statement import GOLDEN, VariantEntry, runtime_name
 from pipeline.registry import activate, beneath, consume, pull, state, verify
 from pipeline.registry.pull import Pulled
 from pipeline.registry.store import Progress, Store, silent
@@ -67,7 +67,7 @@ class Held:
     @property
     def golden(self) -> Path:
         """The golden prompts."""
-        return self.model / "golden.jsonl"
+        return self.model / GOLDEN
 
     @property
     def questions(self) -> tuple[Question, ...]:
